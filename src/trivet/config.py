@@ -1,0 +1,127 @@
+"""Every setting, as one tree of frozen dataclasses; flags, TOML keys and keyword arguments are spellings of these."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from trivet.errors import ConfigError
+
+Precision = Literal["auto", "bf16", "int8", "int4"]
+KvDtype = Literal["bf16", "int8"]
+
+ENVIRONMENT = {
+    "TRIVET_ISA": "force a kernel tier: baseline, avx512 or amx",
+    "TRIVET_THREADS": "compute threads of this process",
+    "TRIVET_CACHE_DIR": "where packed weights are kept",
+    "TRIVET_LOG": "debug, info, warning or error",
+    "TRIVET_PROFILE": "1: time each operation of a step",
+}
+
+
+def _check_word(where: str, value: str, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise ConfigError(f"`{where}` is {value!r}, but it must be one of {', '.join(get_args(kind))}")
+
+
+def _check_at_least(where: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ConfigError(f"`{where}` is {value}, but it must be {least} or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model, and in what form it is computed."""
+
+    path: Annotated[str, "a folder in Hugging Face layout, `demo`, `demo-small`, or a hub id such as Qwen/Qwen3-0.6B"] = "demo"
+    precision: Annotated[Precision, "auto: int8"] = "auto"
+    group_size: Annotated[int, "weights that share a multiplier in int4: 32, 64 or 128"] = 32
+    max_context: Annotated[int | None, "longest prompt + output, in tokens; None: what the model was made for"] = None
+    generation_config: Annotated[Literal["auto", "none"], "none: ignore the model's own sampling defaults"] = "auto"
+
+    def __post_init__(self) -> None:
+        _check_word("model.precision", self.precision, Precision)
+        _check_word("model.generation_config", self.generation_config, Literal["auto", "none"])
+        _check_at_least("model.max_context", self.max_context, 1)
+        if self.group_size not in (32, 64, 128):
+            raise ConfigError(f"`model.group_size` is {self.group_size}, but it must be 32, 64 or 128")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """How the KV cache is cut into blocks."""
+
+    block_size: Annotated[int, "tokens per block: 32, 64 or 128 (a tile of the matrix unit holds 32 keys)"] = 32
+    memory_bytes: Annotated[int | None, "None: what max_num_seqs full contexts need, at most a quarter of the machine or cgroup"] = None
+    dtype: Annotated[KvDtype, "how keys and values are stored"] = "bf16"
+    prefix_caching: Annotated[bool, "share the KV of common prompt beginnings"] = True
+
+    def __post_init__(self) -> None:
+        _check_word("cache.dtype", self.dtype, KvDtype)
+        _check_at_least("cache.memory_bytes", self.memory_bytes, 1)
+        if self.block_size not in (32, 64, 128):
+            raise ConfigError(
+                f"`cache.block_size` is {self.block_size}, but it must be 32, 64 or 128",
+                hint="32 wastes the least memory on short prompts",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """How much one step carries and how much may wait."""
+
+    max_num_seqs: Annotated[int, "sequences in one step"] = 64
+    max_tokens_per_step: Annotated[int, "token budget of a step: the most it may carry"] = 512
+    itl_target_s: Annotated[float | None, "running streams keep this inter-token latency while prompts come in: the budget shrinks to it; None: off"] = 0.2
+    max_waiting: Annotated[int, "requests that may wait; one more is refused with 429"] = 256
+    max_wait_s: Annotated[float, "refuse at once what would wait longer than this, by the measured rate"] = 120.0
+
+    def __post_init__(self) -> None:
+        _check_at_least("scheduler.max_num_seqs", self.max_num_seqs, 1)
+        _check_at_least("scheduler.max_tokens_per_step", self.max_tokens_per_step, 1)
+        _check_at_least("scheduler.max_waiting", self.max_waiting, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """One engine: a model, its cache, its scheduler and its threads."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    threads: Annotated[int | None, "compute threads; None: what affinity mask and CPU quota allow"] = None
+
+    def __post_init__(self) -> None:
+        _check_at_least("threads", self.threads, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """The HTTP side."""
+
+    host: Annotated[str, "address to bind"] = "127.0.0.1"
+    port: Annotated[int, "TCP port; 0: any free one"] = 8000
+    served_model_name: Annotated[str | None, "name in /v1/models; None: the last part of the path"] = None
+    api_keys: Annotated[tuple[str, ...], "accepted bearer tokens; empty: no check"] = ()
+    in_process: Annotated[bool, "run the engine in the server's process instead of a child"] = False
+    max_body_bytes: Annotated[int, "largest request body"] = 16 * 2**20
+    drain_s: Annotated[float, "after SIGTERM, running requests get this long"] = 30.0
+    timings: Annotated[bool, "print how long each part of the start took"] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"`server.port` is {self.port}, but it must be between 0 and 65535")
+
+
+def setting_help(cls: type, name: str) -> str:
+    """The help text of a field: the annotation of the dataclass is the only place it is written."""
+    hint = get_type_hints(cls, include_extras=True)[name]
+    return str(hint.__metadata__[0])
+
+
+def env(name: str) -> str | None:
+    """An environment variable of ENVIRONMENT, None if unset or empty."""
+    if name not in ENVIRONMENT:
+        raise KeyError(name)
+    return os.environ.get(name) or None
