@@ -1,0 +1,22 @@
+// The Python module `trivet._core`. Each file under bind/ adds its part; no arithmetic lives here.
+#include <nanobind/nanobind.h>
+
+#include "trivet/threads.h"
+
+namespace nb = nanobind;
+
+void bind_kernels(nb::module_& m);
+void bind_step(nb::module_& m);
+void bind_pack(nb::module_& m);
+void bind_sample(nb::module_& m);
+void bind_measure(nb::module_& m);
+
+NB_MODULE(_core, m) {
+  m.doc() = "Trivet's native core: kernels, one transformer step a call, packing, sampling, measuring.";
+  m.def("allowed_threads", &trivet::allowed_threads, "Threads that the affinity mask and the CPU quota allow.");
+  bind_kernels(m);
+  bind_step(m);
+  bind_pack(m);
+  bind_sample(m);
+  bind_measure(m);
+}

@@ -1,0 +1,20 @@
+// What this CPU and this kernel let us use.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace trivet {
+
+bool cpu_has_avx512();  // F, BW, VL, DQ and VNNI, with the operating system saving the registers
+bool cpu_has_amx();     // tile, int8 and bf16 as the CPU says
+// Asks the kernel once a process for the tile registers and reads the answer back. A refusal means "no AMX" (the kernel
+// refuses, for example, when an installed alternate signal stack is too small).
+bool amx_permitted();
+
+std::vector<std::string> available_isas();  // worst first: "baseline", "avx512", "amx"
+std::string isa();
+// False: not available here. Not to be called while a step runs.
+bool set_isa(const std::string& name);
+
+}  // namespace trivet

@@ -1,0 +1,111 @@
+// The kernel table: one a tier, chosen once. Every tier gives the same bits for every function here (a test proves it),
+// whatever the number of rows in a call, so the table may be chosen by speed alone.
+//
+// Letters: T rows (tokens), N outputs, K inputs, P head width; Kp, Np, Pp are padded (docs/design/packed-layout.md).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace trivet {
+
+enum class LinearKind : int { kBF16 = 0, kI8 = 1, kI4 = 2 };
+
+// A packed weight matrix in the memory map: y[t, n] = sum_k x[t, k] w[n, k] + bias[n].
+struct Linear {
+  LinearKind kind = LinearKind::kBF16;
+  size_t n = 0, k = 0, np = 0, kp = 0;
+  const uint8_t* codes = nullptr;
+  const uint8_t* multipliers = nullptr;  // int4
+  const float* scales = nullptr;         // int8, int4: [Np]
+  const int32_t* colsum = nullptr;       // int8, int4: [Np], sum_k w8
+  const float* bias = nullptr;           // [N], or null
+  size_t panel_bytes() const { return kind == LinearKind::kBF16 ? 32 * kp : kind == LinearKind::kI8 ? 16 * kp : 8 * kp; }
+};
+
+// Activations ready for a product: bf16 [T, Kp], or int8 [T, Kp] with one scale a row. Columns K..Kp are zero; memory
+// for T rounded up to a multiple of 32 rows must be readable.
+struct Rows {
+  size_t num = 0;
+  size_t kp = 0;
+  const void* data = nullptr;
+  const float* scales = nullptr;
+};
+
+enum class Epilogue : int {
+  kStore,    // out = y
+  kAdd,      // out += y
+  kSiluMul,  // panels alternate gate and up: out[t, 16 j + c] = silu(gate) * up, for panel pairs j
+};
+
+// Computes panels [begin, end) of 16 outputs each. kSiluMul needs an even `begin` and `end`.
+//   out      f32 [T, ld]; column n of the output stands at out[t * ld + n] (kSiluMul: n / 2 rounded to panels)
+//   scratch  64-byte aligned, linear_scratch_bytes(kp) for this thread alone
+// int8, int4: y = (float(acc) * scales[n]) * x.scales[t] + bias[n] with one exact int32 acc over all of K.
+// bf16: for each 32 k, even and odd k are summed apart in order (f32), added, and that is added to the sum so far: what
+// the tile instruction tdpbf16ps does.
+using LinearFn = void (*)(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out,
+                          size_t ld, uint8_t* scratch);
+inline size_t linear_scratch_bytes(size_t kp) { return 64 * kp + 8192; }
+
+// One attention work item: up to 16 query rows of one sequence and one key/value head, against all their keys.
+constexpr size_t kQueryTile = 16;
+constexpr size_t kKeyStep = 128;     // the online softmax moves in steps of this many keys, at fixed multiples of position
+constexpr size_t kKeySegment = 1024;  // partial results of a segment are merged in order
+
+struct KvView {  // one layer and one key/value head of the cache
+  const uint8_t* base;       // block 0
+  size_t block_stride;       // bytes from one block to the next
+  size_t block_size;         // tokens, a multiple of 32
+  size_t pp;                 // padded head width
+  bool int8;
+};
+// Inside a block and head: keys [block_size/16][Pp/2][16][2], values [block_size/2][Pp][2] (bf16 or int8), then for int8
+// key scales f32 [block_size] and value scales f32 [block_size].
+inline size_t kv_head_bytes(size_t block_size, size_t pp, bool int8) {
+  return int8 ? 2 * block_size * pp + 8 * block_size : 4 * block_size * pp;
+}
+
+struct AttendItem {
+  const uint16_t* q;        // bf16 [16][Pp], rows past num_rows readable
+  size_t num_rows;          // 1..16
+  const int32_t* position;  // [num_rows]: row r sees keys 0..position[r]
+  const int32_t* block_table;
+  KvView kv;
+  float scale;              // of the scores
+  size_t key_begin, key_end;  // keys looked at: key_begin a multiple of kKeySegment
+};
+// out: f32 [num_rows][Pp] not yet divided, max and sum f32 [num_rows]; exact meaning in attend_item of common/attention.h.
+//   scratch  64-byte aligned, attend_scratch_bytes(pp)
+using AttendFn = void (*)(const AttendItem& item, float* out, float* row_max, float* row_sum, uint8_t* scratch);
+inline size_t attend_scratch_bytes(size_t pp) { return (kQueryTile * kKeyStep * 6) + kKeyStep * pp * 4 + kQueryTile * pp * 8 + 16384; }
+
+// Adds the partial (out2, max2, sum2) of the next segment into (out, max, sum); rows with max2 = -inf are left alone.
+using MergeFn = void (*)(size_t num_rows, size_t pp, float* out, float* row_max, float* row_sum, const float* out2,
+                         const float* max2, const float* sum2);
+
+struct Kernels {
+  const char* name;
+  LinearFn linear[3];  // by LinearKind
+  AttendFn attend;
+  MergeFn merge;
+  // out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]; 64 lanes of f32, added in a fixed order. May be in place.
+  void (*rms_norm)(const float* x, const float* weight, float eps, size_t dim, float* out);
+  // Codes in -127..127 = round-half-even(x * (127 / absmax)), scale = absmax / 127; zeros from k to kp.
+  void (*quantize)(const float* x, size_t k, size_t kp, int8_t* out, float* scale);
+  // bf16, round half to even; zeros from k to kp. NaN stays NaN.
+  void (*to_bf16)(const float* x, size_t k, size_t kp, uint16_t* out);
+  // In place on one head: (x1, x2) halves -> (x1 cos - x2 sin, x2 cos + x1 sin).
+  void (*rope)(float* x, const float* cos, const float* sin, size_t head_dim);
+  // x[i] = x[i] / sum for the head's row, written as f32 [p].
+  void (*divide)(const float* x, float sum, size_t p, float* out);
+};
+
+const Kernels& kernels();                 // of the tier in use
+const Kernels* kernels_of(const char* isa);  // null: not on this CPU or not in this build
+
+// Tile state of the calling thread (amx tier; nothing elsewhere): once a step on each thread, released at its end.
+void tiles_begin();
+void tiles_end();
+
+}  // namespace trivet

@@ -1,0 +1,48 @@
+// The paged KV cache: address space is reserved at load, a page is touched when its block is first used.
+//
+// Order in memory: block, layer, key/value head, then what kernels.h says of one head. So one block's pages are together,
+// and memory grows with the blocks in use.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "trivet/kernels.h"
+
+namespace trivet {
+
+struct KvShape {  // of one layer
+  size_t num_kv_heads, head_dim, pp;
+};
+
+class KvCache {
+ public:
+  // Throws std::bad_alloc when the address space cannot be reserved.
+  KvCache(const std::vector<KvShape>& layers, size_t num_blocks, size_t block_size, bool int8);
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  size_t num_blocks() const { return num_blocks_; }
+  size_t block_size() const { return block_size_; }
+  size_t block_bytes() const { return block_bytes_; }
+  bool int8() const { return int8_; }
+  KvView view(size_t layer, size_t head) const;
+
+  // Writes key and value (f32 [P]) of one head at a slot; int8: one scale each, absmax / 127. Values that are not finite
+  // are stored as 0 or the largest bf16: a block must never poison another sequence that reuses it.
+  void write(size_t layer, size_t head, int64_t slot, const float* key, const float* value) const;
+
+ private:
+  struct Layer {
+    KvShape shape;
+    size_t offset, head_bytes;
+  };
+  std::vector<Layer> layers_;
+  size_t num_blocks_, block_size_, block_bytes_ = 0, mapped_ = 0;
+  bool int8_;
+  uint8_t* base_ = nullptr;
+};
+
+}  // namespace trivet

@@ -1,0 +1,33 @@
+// Packing of weights into the layout of docs/design/packed-layout.md. Runs once a model, on the pool.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace trivet {
+
+enum class SourceType { kF32, kF16, kBF16 };
+
+// One run of consecutive output rows: rows [row, row + num_rows) of the packed tensor come from `data` [num_rows, k]
+// row-major; a null `data` means zeros (pads, e.g. between gate and up panels).
+struct RowSource {
+  const void* data;
+  SourceType type;
+  size_t num_rows;
+};
+
+struct PackedParts {  // where the parts of one linear tensor go; unused ones are null
+  void* codes;
+  float* scales;
+  int32_t* colsum;
+  uint8_t* multipliers;
+};
+
+// Each returns false if a source value is NaN or infinite (nothing of use was written then).
+bool pack_bf16(const RowSource* sources, size_t num_sources, size_t k, const PackedParts& out, int num_threads);
+bool pack_i8(const RowSource* sources, size_t num_sources, size_t k, const PackedParts& out, int num_threads);
+// group divides k. Round to nearest with a clip search a group, integer multipliers a group, one scale a channel.
+bool pack_i4(const RowSource* sources, size_t num_sources, size_t k, size_t group, const PackedParts& out,
+             int num_threads);
+
+}  // namespace trivet

@@ -1,0 +1,88 @@
+// One transformer step for a whole batch: the arrays of engine/step.py, as pointers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "trivet/kernels.h"
+#include "trivet/kv_cache.h"
+
+namespace trivet {
+
+struct LayerWeights {
+  size_t num_heads, num_kv_heads, head_dim, ffn_dim;
+  float softmax_scale;
+  const float *attn_norm, *mlp_norm;
+  const float *q_norm = nullptr, *k_norm = nullptr;  // [P], or null
+  Linear qkv, o, gate_up, down;
+  const float *rope_cos, *rope_sin;  // [max_context][P / 2]
+  size_t pp() const { return (head_dim + 31) / 32 * 32; }
+};
+
+struct Model {
+  size_t dim, vocab_size, max_context;
+  float norm_eps;
+  Linear embed, head;
+  const float* final_norm;
+  std::vector<LayerWeights> layers;
+};
+
+struct StepInput {
+  size_t num_tokens, num_seqs, table_width;
+  const int32_t *token_ids, *seq_starts, *context_lens, *block_tables;
+  size_t num_samples;
+  const int32_t* sample_rows;
+  const float* temperature;
+  const int32_t* top_k;
+  const float *top_p, *min_p;
+  const uint64_t* seed;
+  const int32_t *sample_idx, *bias_starts, *bias_ids;
+  const float* bias_values;
+  const int32_t* mask_idx;
+  const uint32_t* masks;
+  const int32_t* num_logprobs;
+  size_t num_scores;
+  const int32_t *score_rows, *score_ids, *score_num_logprobs;
+  size_t num_logits;
+  const int32_t* logits_rows;
+  size_t num_hidden;
+  const int32_t* hidden_rows;
+};
+
+struct StepOutput {
+  int32_t* sampled_ids;  // [R]
+  float* logprobs;
+  int32_t* ranks;
+  size_t top_width;  // columns of top_ids and top_logprobs
+  int32_t* top_ids;
+  float* top_logprobs;
+  float* score_logprobs;  // [Q]
+  int32_t* score_ranks;
+  size_t score_top_width;
+  int32_t* score_top_ids;
+  float* score_top_logprobs;
+  float* logits;  // [L, V]
+  float* hidden;  // [E, D]
+};
+
+// Owns the scratch memory of steps; sized once, a step allocates nothing.
+class Executor {
+ public:
+  Executor(const Model& model, const KvCache& cache, size_t max_tokens, int num_threads);
+  ~Executor();
+  // The caller has checked every index (bind_step.cc does). One step at a time.
+  void step(const StepInput& in, const StepOutput& out);
+  size_t scratch_bytes() const;
+
+  struct Scratch;
+
+ private:
+  const Model& model_;
+  const KvCache& cache_;
+  int num_threads_;
+  std::unique_ptr<Scratch> s_;
+};
+
+}  // namespace trivet

@@ -1,0 +1,37 @@
+// One pool of compute threads a process. The caller works as thread 0.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+
+namespace trivet {
+
+// How many threads the affinity mask and the cgroup CPU quota allow (at least 1).
+int allowed_threads();
+
+// A parallel region: runs body(ctx, thread, num_threads) once on each of num_threads threads and waits for all.
+// The pool grows to num_threads (at most 1023) on first need; after that nothing is allocated. Regions of several
+// callers take turns; a region must not open another.
+using Body = void (*)(void* ctx, int thread, int num_threads);
+void parallel(int num_threads, Body body, void* ctx);
+
+template <class F>
+void parallel(int num_threads, F&& f) {
+  parallel(num_threads, +[](void* ctx, int t, int n) { (*static_cast<std::remove_reference_t<F>*>(ctx))(t, n); },
+           const_cast<void*>(static_cast<const void*>(&f)));
+}
+
+// Makes sure that the pool has at least num_threads threads; never shrinks.
+void grow_pool(int num_threads);
+
+// The half-open range [begin, end) of thread t when `count` things are shared by n threads in steps of `grain`.
+struct Range {
+  size_t begin, end;
+};
+inline Range share(size_t count, int t, int n, size_t grain = 1) {
+  const size_t units = (count + grain - 1) / grain;
+  const size_t begin = units * size_t(t) / size_t(n) * grain, end = units * size_t(t + 1) / size_t(n) * grain;
+  return {begin < count ? begin : count, end < count ? end : count};
+}
+
+}  // namespace trivet

@@ -1,0 +1,193 @@
+// Products for few rows, and for CPUs without tiles: VNNI for int8 and int4, f32 fma in the tile's order for bf16.
+//
+// R rows times P panels are computed at once: P streams of weights keep more loads in flight than one does, and each
+// weight is used R times from a register. vpdpbusd takes one unsigned operand: the activations, moved up by 128;
+// what that adds is 128 * colsum.
+#include <immintrin.h>
+
+#include "kernels/common/epilogue.h"
+#include "kernels/tables.h"
+
+namespace trivet::avx512 {
+namespace {
+
+constexpr size_t kPrefetch = 4096;  // bytes ahead in each stream; measured: see docs/lab.md
+
+TRIVET_INLINE __m512i broadcast4(const int8_t* x) {
+  int32_t v;
+  __builtin_memcpy(&v, x, 4);
+  return _mm512_set1_epi32(v ^ int32_t(0x80808080));
+}
+
+template <int R, int P, class Acc>
+TRIVET_INLINE void finish_block(const Linear& w, const Rows& x, size_t row, size_t panel, const Acc (&acc)[R][P],
+                                Epilogue epilogue, float* out, size_t ld) {
+  for (int r = 0; r < R; ++r) {
+    if constexpr (P % 2 == 0)
+      if (epilogue == Epilogue::kSiluMul) {
+        for (int p = 0; p < P; p += 2) finish_gate_up(w, x, panel + p, row + r, acc[r][p], acc[r][p + 1], out, ld);
+        continue;
+      }
+    for (int p = 0; p < P; ++p) finish(w, x, panel + p, row + r, acc[r][p], epilogue, out, ld);
+  }
+}
+
+template <int R, int P>
+void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue epilogue, float* out, size_t ld) {
+  __m512i acc[R][P];
+  const int8_t* codes[P];
+  for (int p = 0; p < P; ++p) {
+    codes[p] = reinterpret_cast<const int8_t*>(w.codes) + (panel + p) * w.panel_bytes();
+    const __m512i start = _mm512_slli_epi32(_mm512_loadu_si512(w.colsum + 16 * (panel + p)), 7);
+    for (int r = 0; r < R; ++r) acc[r][p] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
+  }
+  const int8_t* a = static_cast<const int8_t*>(x.data) + row * x.kp;
+  for (size_t k = 0; k < w.kp; k += 4) {
+    __m512i v[P];
+    for (int p = 0; p < P; ++p) {
+      v[p] = _mm512_load_si512(codes[p] + 16 * k);
+      _mm_prefetch(reinterpret_cast<const char*>(codes[p] + 16 * k + kPrefetch), _MM_HINT_T0);
+    }
+    for (int r = 0; r < R; ++r) {
+      const __m512i u = broadcast4(a + r * x.kp + k);
+      for (int p = 0; p < P; ++p) acc[r][p] = _mm512_dpbusd_epi32(acc[r][p], u, v[p]);
+    }
+  }
+  vi sums[R][P];
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[r][p], &acc[r][p], 64);
+  finish_block<R, P>(w, x, row, panel, sums, epilogue, out, ld);
+}
+
+template <int R, int P>
+void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue epilogue, float* out, size_t ld) {
+  __m512i acc[R][P];
+  const uint8_t* codes[P];
+  const uint8_t* multipliers[P];
+  for (int p = 0; p < P; ++p) {
+    codes[p] = w.codes + (panel + p) * w.panel_bytes();
+    multipliers[p] = w.multipliers + (panel + p) * (w.kp / 2);
+    const __m512i start = _mm512_slli_epi32(_mm512_loadu_si512(w.colsum + 16 * (panel + p)), 7);
+    for (int r = 0; r < R; ++r) acc[r][p] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
+  }
+  const __m512i low = _mm512_set1_epi8(15);
+  const __m512i to_q = _mm512_broadcast_i32x4(_mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
+  const int8_t* a = static_cast<const int8_t*>(x.data) + row * x.kp;
+  for (size_t k = 0; k < w.kp; k += 64) {
+    __m512i lo[R][P], hi[R][P];
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) lo[r][p] = hi[r][p] = _mm512_setzero_si512();
+    for (int j = 0; j < 8; ++j) {
+      __m512i vl[P], vh[P];
+      for (int p = 0; p < P; ++p) {
+        const uint8_t* at = codes[p] + 8 * k + 64 * j;
+        const __m512i v = _mm512_load_si512(at);
+        _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
+        vl[p] = _mm512_shuffle_epi8(to_q, _mm512_and_si512(v, low));
+        vh[p] = _mm512_shuffle_epi8(to_q, _mm512_and_si512(_mm512_srli_epi16(v, 4), low));
+      }
+      for (int r = 0; r < R; ++r) {
+        const __m512i ul = broadcast4(a + r * x.kp + k + 4 * j), uh = broadcast4(a + r * x.kp + k + 32 + 4 * j);
+        for (int p = 0; p < P; ++p) {
+          lo[r][p] = _mm512_dpbusd_epi32(lo[r][p], ul, vl[p]);
+          hi[r][p] = _mm512_dpbusd_epi32(hi[r][p], uh, vh[p]);
+        }
+      }
+    }
+    for (int p = 0; p < P; ++p) {
+      const uint8_t* m = multipliers[p] + k / 2;
+      const __m512i ml = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
+      const __m512i mh = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m + 16)));
+      for (int r = 0; r < R; ++r)
+        acc[r][p] = _mm512_add_epi32(acc[r][p], _mm512_add_epi32(_mm512_mullo_epi32(lo[r][p], ml),
+                                                                 _mm512_mullo_epi32(hi[r][p], mh)));
+    }
+  }
+  vi sums[R][P];
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[r][p], &acc[r][p], 64);
+  finish_block<R, P>(w, x, row, panel, sums, epilogue, out, ld);
+}
+
+template <int R, int P>
+void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue epilogue, float* out, size_t ld) {
+  __m512 acc[R][P];
+  const uint16_t* codes[P];
+  for (int p = 0; p < P; ++p) {
+    codes[p] = reinterpret_cast<const uint16_t*>(w.codes) + (panel + p) * (w.panel_bytes() / 2);
+    for (int r = 0; r < R; ++r) acc[r][p] = _mm512_setzero_ps();
+  }
+  const __m512i high = _mm512_set1_epi32(int32_t(0xffff0000));
+  const uint16_t* a = static_cast<const uint16_t*>(x.data) + row * x.kp;
+  for (size_t k = 0; k < w.kp; k += 32) {
+    __m512 even[R][P], odd[R][P];
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) even[r][p] = odd[r][p] = _mm512_setzero_ps();
+    for (int j = 0; j < 16; ++j) {
+      __m512 we[P], wo[P];
+      for (int p = 0; p < P; ++p) {
+        const uint16_t* at = codes[p] + 16 * k + 32 * j;
+        const __m512i v = _mm512_load_si512(at);
+        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch, _MM_HINT_T0);
+        we[p] = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+        wo[p] = _mm512_castsi512_ps(_mm512_and_si512(v, high));
+      }
+      for (int r = 0; r < R; ++r) {
+        const __m512 xe = _mm512_set1_ps(bf16_to_float(a[r * x.kp + k + 2 * j]));
+        const __m512 xo = _mm512_set1_ps(bf16_to_float(a[r * x.kp + k + 2 * j + 1]));
+        for (int p = 0; p < P; ++p) {
+          even[r][p] = _mm512_fmadd_ps(we[p], xe, even[r][p]);
+          odd[r][p] = _mm512_fmadd_ps(wo[p], xo, odd[r][p]);
+        }
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int p = 0; p < P; ++p) acc[r][p] = _mm512_add_ps(acc[r][p], _mm512_add_ps(even[r][p], odd[r][p]));
+  }
+  vf sums[R][P];
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[r][p], &acc[r][p], 64);
+  finish_block<R, P>(w, x, row, panel, sums, epilogue, out, ld);
+}
+
+using Block = void (*)(const Linear&, const Rows&, size_t, size_t, Epilogue, float*, size_t);
+
+// Panels in runs of 4, then 2, then 1; rows in runs of up to 4 inside each, so that a run's weights are read once from
+// memory and again from cache.
+void blocks(const Block (&table)[4][3], const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue,
+            float* out, size_t ld) {
+  for (size_t p = begin; p < end;) {
+    const size_t left = end - p;
+    const int width = left >= 4 ? 2 : left >= 2 ? 1 : 0;
+    for (size_t r = 0; r < x.num;) {
+      const size_t rows = x.num - r < 4 ? x.num - r : 4;
+      table[rows - 1][width](w, x, r, p, epilogue, out, ld);
+      r += rows;
+    }
+    p += size_t(1) << width;
+  }
+}
+
+#define TRIVET_BLOCKS(f) {{f<1, 1>, f<1, 2>, f<1, 4>}, {f<2, 1>, f<2, 2>, f<2, 4>}, {f<3, 1>, f<3, 2>, f<3, 4>}, {f<4, 1>, f<4, 2>, f<4, 4>}}
+
+}  // namespace
+
+void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
+               uint8_t*) {
+  static constexpr Block table[4][3] = TRIVET_BLOCKS(block_i8);
+  blocks(table, w, x, begin, end, epilogue, out, ld);
+}
+
+void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
+               uint8_t*) {
+  static constexpr Block table[4][3] = TRIVET_BLOCKS(block_i4);
+  blocks(table, w, x, begin, end, epilogue, out, ld);
+}
+
+void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
+                 uint8_t*) {
+  static constexpr Block table[4][3] = TRIVET_BLOCKS(block_bf16);
+  blocks(table, w, x, begin, end, epilogue, out, ld);
+}
+
+}  // namespace trivet::avx512

@@ -1,0 +1,56 @@
+// The avx512 tier: attention tiles by f32 fma in the order of tdpbf16ps (a product of two bf16 is exact in f32, so fma
+// and multiply-then-add agree).
+#include <immintrin.h>
+
+#include "kernels/common/table.h"
+#include "kernels/tables.h"
+
+namespace trivet {
+namespace {
+
+struct Tier {
+  // c[r, 0..15] = sum over i < num of a[r, i*32 ..] . b[i]; four rows at a time share each load of b.
+  static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb, float* c,
+                    size_t ldc) {
+    const __m512i high = _mm512_set1_epi32(int32_t(0xffff0000));
+    for (size_t r = 0; r < rows; r += 4) {
+      __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+      for (size_t i = 0; i < num; ++i) {
+        __m512 even[4], odd[4];
+        for (int t = 0; t < 4; ++t) even[t] = odd[t] = _mm512_setzero_ps();
+        for (int j = 0; j < 16; ++j) {
+          const __m512i v = _mm512_loadu_si512(b[i] + j * ldb);
+          const __m512 ve = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+          const __m512 vo = _mm512_castsi512_ps(_mm512_and_si512(v, high));
+          for (int t = 0; t < 4; ++t) {
+            const uint16_t* x = a + (r + t) * lda + 32 * i + 2 * j;
+            even[t] = _mm512_fmadd_ps(ve, _mm512_set1_ps(bf16_to_float(x[0])), even[t]);
+            odd[t] = _mm512_fmadd_ps(vo, _mm512_set1_ps(bf16_to_float(x[1])), odd[t]);
+          }
+        }
+        for (int t = 0; t < 4; ++t) acc[t] = _mm512_add_ps(acc[t], _mm512_add_ps(even[t], odd[t]));
+      }
+      for (int t = 0; t < 4; ++t) _mm512_storeu_ps(c + (r + t) * ldc, acc[t]);
+    }
+  }
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
+    for (size_t g = 0; g < groups; ++g) {
+      const uint16_t* chunk[8];
+      for (size_t i = 0; i < pp / 32; ++i) chunk[i] = keys[g] + i * 512;
+      chain(rows, q, pp, chunk, pp / 32, 32, s + 16 * g, kKeyStep);
+    }
+  }
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
+    for (size_t p = 0; p < pp; p += 16) {
+      const uint16_t* run[kKeyStep / 32];
+      for (size_t i = 0; i < runs; ++i) run[i] = vals[i] + 2 * p;
+      chain(rows, w, kKeyStep, run, runs, 2 * pp, o + p, pp);
+    }
+  }
+};
+
+}  // namespace
+
+Kernels avx512_table() { return make_table<Tier>("avx512", avx512::linear_bf16, avx512::linear_i8, avx512::linear_i4); }
+
+}  // namespace trivet

@@ -1,0 +1,16 @@
+// The part of a kernel table that is the same source in every tier.
+#pragma once
+
+#include "kernels/common/attention.h"
+#include "kernels/common/elementwise.h"
+
+namespace trivet {
+namespace {
+
+template <class Tier>
+Kernels make_table(const char* name, LinearFn bf16, LinearFn i8, LinearFn i4) {
+  return {name, {bf16, i8, i4}, attend_item<Tier>, merge_partials, rms_norm, quantize, to_bf16, rope, divide};
+}
+
+}  // namespace
+}  // namespace trivet

@@ -1,0 +1,103 @@
+// Sixteen lanes of f32 or i32, as GCC/Clang vector types: the same source compiles to SSE2 or AVX-512, and gives the same
+// bits, because every lane operation is one IEEE operation (no fma, no reassociation).
+//
+// Everything is static and always inlined: no code of a tier may be shared with another through the linker.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#define TRIVET_INLINE static inline __attribute__((always_inline))
+
+namespace trivet {
+namespace {
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+typedef int8_t vb __attribute__((vector_size(16)));
+
+TRIVET_INLINE vf load(const float* p) { vf v; __builtin_memcpy(&v, p, 64); return v; }
+TRIVET_INLINE void store(float* p, const vf& v) { __builtin_memcpy(p, &v, 64); }
+TRIVET_INLINE vi load(const int32_t* p) { vi v; __builtin_memcpy(&v, p, 64); return v; }
+TRIVET_INLINE vf splat(float x) { return vf{} + x; }
+TRIVET_INLINE vi as_int(const vf& x) { vi v; __builtin_memcpy(&v, &x, 64); return v; }
+TRIVET_INLINE vf as_float(const vi& x) { vf v; __builtin_memcpy(&v, &x, 64); return v; }
+TRIVET_INLINE vf to_float(const vi& x) { return __builtin_convertvector(x, vf); }
+TRIVET_INLINE vf max(const vf& a, const vf& b) { return a > b ? a : b; }
+TRIVET_INLINE vf min(const vf& a, const vf& b) { return a < b ? a : b; }
+TRIVET_INLINE vf abs(const vf& a) { return as_float(as_int(a) & 0x7fffffff); }
+
+// Lane sums and maxima in one fixed tree: 16 -> 8 -> 4 -> 2 -> 1.
+TRIVET_INLINE float sum(const vf& v) {
+  float a[16];
+  store(a, v);
+  for (int w = 8; w >= 1; w /= 2)
+    for (int i = 0; i < w; ++i) a[i] = a[i] + a[i + w];
+  return a[0];
+}
+TRIVET_INLINE float max_lane(const vf& v) {
+  float a[16];
+  store(a, v);
+  for (int w = 8; w >= 1; w /= 2)
+    for (int i = 0; i < w; ++i) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
+  return a[0];
+}
+
+// Loads the first n (< 16) lanes, others zero; never touches memory past them.
+TRIVET_INLINE vf load_first(const float* p, size_t n) {
+  float a[16] = {0};
+  for (size_t i = 0; i < n; ++i) a[i] = p[i];
+  return load(a);
+}
+TRIVET_INLINE void store_first(float* p, const vf& v, size_t n) {
+  float a[16];
+  store(a, v);
+  for (size_t i = 0; i < n; ++i) p[i] = a[i];
+}
+
+// Nearest integer, ties to even, for |x| < 2^22.
+TRIVET_INLINE vf round_even(const vf& x) { return (x + 12582912.0f) - 12582912.0f; }
+
+// e^x with relative error below 2^-22 (a test measures it); 1 exactly at 0, 0 below -87, +inf-free (x is cut at 88).
+// Cody and Waite's reduction x = n ln2 + r, |r| <= 0.35, Taylor polynomial of degree 7, 2^n through the exponent bits.
+TRIVET_INLINE vf exp(const vf& x0) {
+  const vf x = min(max(x0, splat(-87.0f)), splat(88.0f));
+  const vf n = round_even(x * 1.44269504f);
+  const vf r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  vf p = splat(1.9841270e-4f);
+  p = p * r + 1.3888889e-3f;
+  p = p * r + 8.3333333e-3f;
+  p = p * r + 4.1666667e-2f;
+  p = p * r + 1.6666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
+  const vf y = p * as_float(bits);
+  return x0 < -87.0f ? vf{} : y;
+}
+
+// Bits of bf16 in the low half of each lane, round half to even; NaN stays a NaN.
+TRIVET_INLINE vi bf16_bits(const vf& x) {
+  const vu u = (vu)as_int(x);
+  const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const vu nan = (u >> 16) | 0x40u;
+  const vu is_nan = (vu)((vi)(u & 0x7fffffffu) > 0x7f800000);
+  return (vi)((rounded & ~is_nan) | (nan & is_nan));
+}
+TRIVET_INLINE float bf16_to_float(uint16_t h) {
+  const uint32_t u = uint32_t(h) << 16;
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+TRIVET_INLINE void store_bf16(uint16_t* p, const vf& x) {
+  const vh h = __builtin_convertvector((vu)bf16_bits(x), vh);
+  __builtin_memcpy(p, &h, 32);
+}
+
+}  // namespace
+}  // namespace trivet

@@ -1,0 +1,154 @@
+// Which tier serves: detected once, self-tested, and forced lower with TRIVET_ISA or set_isa.
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "kernels/tables.h"
+#include "trivet/cpu.h"
+
+namespace trivet {
+namespace {
+
+struct Tier {
+  const char* name;
+  Kernels table;
+};
+
+// A tiny product of each kind, in few and in many rows, must equal the baseline's to the bit.
+bool self_test(const Kernels& candidate, bool amx) {
+  constexpr size_t k = 64, rows = 33, panels = 2;
+  alignas(64) static uint8_t codes[panels * 32 * k];
+  alignas(64) static uint8_t x[64 * k * 2];
+  alignas(64) static uint8_t scratch[64 * k + 8192];
+  static uint8_t multipliers[panels * k / 2];
+  static float scales[16 * panels], row_scales[64], want[rows * 32], got[rows * 32];
+  static int32_t colsum[16 * panels];
+  const Kernels base = baseline_table();
+  uint32_t state = 1;
+  auto random = [&] { return (state = state * 1664525u + 1013904223u) >> 16; };
+  for (auto& s : scales) s = 0.01f;
+  for (auto& s : row_scales) s = 0.02f;
+  for (auto& m : multipliers) m = uint8_t(1 + random() % 15);
+  for (int kind = 0; kind < 3; ++kind) {
+    Linear w{LinearKind(kind), 32, k, 32, k, codes, multipliers, scales, colsum, nullptr};
+    uint16_t* half = reinterpret_cast<uint16_t*>(codes);
+    uint16_t* half_x = reinterpret_cast<uint16_t*>(x);
+    if (kind == 0) {  // bf16 numbers in +-[0.5, 2)
+      for (size_t i = 0; i < panels * 16 * k; ++i) half[i] = uint16_t(0x3f00 + random() % 256 + (random() % 2 << 15));
+      for (size_t i = 0; i < 64 * k; ++i) half_x[i] = uint16_t(0x3f00 + random() % 256 + (random() % 2 << 15));
+    } else {
+      for (auto& c : codes) c = uint8_t(random());
+      if (kind == 1)
+        for (auto& c : codes) c = uint8_t(int(random() % 241) - 120);
+      for (auto& v : x) v = uint8_t(int(random() % 255) - 127);
+      for (size_t n = 0; n < 32; ++n) {
+        int32_t sum = 0;
+        for (size_t i = 0; i < k; ++i) {
+          const size_t r = i % 64 / 4, c = n % 16, e = i % 4;
+          if (kind == 1) {
+            sum += int8_t(codes[(n / 16) * 16 * k + r * 64 + c * 4 + e]);
+          } else {
+            const uint8_t byte = codes[(n / 16) * 8 * k + (r % 8) * 64 + c * 4 + e];
+            sum += ((r < 8 ? byte & 15 : byte >> 4) - 8) * multipliers[(n / 16) * k / 2 + r / 8 * 16 + c];
+          }
+        }
+        colsum[n] = sum;
+      }
+    }
+    for (size_t num : {size_t(1), size_t(7), rows}) {
+      const Rows in{num, k, x, row_scales};
+      base.linear[kind](w, in, 0, 2, Epilogue::kStore, want, 32, scratch);
+      std::memset(got, 0, sizeof got);
+      if (amx) amx_tiles_begin();
+      candidate.linear[kind](w, in, 0, 2, Epilogue::kStore, got, 32, scratch);
+      if (amx) amx_tiles_end();
+      if (std::memcmp(want, got, num * 32 * sizeof(float)) != 0) return false;
+    }
+  }
+  return true;
+}
+
+struct Tiers {
+  std::vector<Tier> list;
+  size_t current = 0;
+  Tiers() {
+    list.push_back({"baseline", baseline_table()});
+    if (cpu_has_avx512()) {
+      const Kernels t = avx512_table();
+      if (self_test(t, false)) {
+        list.push_back({"avx512", t});
+        if (cpu_has_amx() && amx_permitted()) {
+          const Kernels a = amx_table();
+          if (self_test(a, true)) list.push_back({"amx", a});
+        }
+      }
+    }
+    current = list.size() - 1;
+  }
+};
+
+Tiers& tiers() {
+  static Tiers t;
+  return t;
+}
+
+}  // namespace
+
+bool cpu_has_avx512() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+}
+
+bool cpu_has_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!cpu_has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;  // amx-bf16, amx-tile, amx-int8
+  return (d & wanted) == wanted;
+}
+
+bool amx_permitted() {
+  constexpr int kGet = 0x1022, kRequest = 0x1023, kTileData = 18;
+  unsigned long granted = 0;
+  if (syscall(SYS_arch_prctl, kGet, &granted) == 0 && (granted >> kTileData & 1)) return true;
+  if (syscall(SYS_arch_prctl, kRequest, kTileData) != 0) return false;
+  return syscall(SYS_arch_prctl, kGet, &granted) == 0 && (granted >> kTileData & 1);
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Tier& t : tiers().list) names.push_back(t.name);
+  return names;
+}
+
+std::string isa() { return tiers().list[tiers().current].name; }
+
+bool set_isa(const std::string& name) {
+  for (size_t i = 0; i < tiers().list.size(); ++i)
+    if (name == tiers().list[i].name) {
+      tiers().current = i;
+      return true;
+    }
+  return false;
+}
+
+const Kernels& kernels() { return tiers().list[tiers().current].table; }
+
+const Kernels* kernels_of(const char* name) {
+  for (const Tier& t : tiers().list)
+    if (std::strcmp(t.name, name) == 0) return &t.table;
+  return nullptr;
+}
+
+void tiles_begin() {
+  if (std::strcmp(kernels().name, "amx") == 0) amx_tiles_begin();
+}
+void tiles_end() {
+  if (std::strcmp(kernels().name, "amx") == 0) amx_tiles_end();
+}
+
+}  // namespace trivet

@@ -1,0 +1,88 @@
+"""Row operations: against float64, and to the bit across tiers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from packing import bf16
+
+from guard import at_page_end
+from trivet import _core
+
+SIZES = [1, 2, 15, 16, 17, 63, 64, 65, 128, 129, 576, 1000]
+EPS = np.finfo(np.float32).eps
+
+
+def row(n: int, seed: int = 0) -> np.ndarray:
+    return at_page_end(np.random.default_rng([seed, n]).standard_normal(n).astype(np.float32))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_rms_norm(isa: str, n: int) -> None:
+    x, w, out = row(n), row(n, 1), at_page_end(np.empty(n, np.float32))
+    _core.kernels.rms_norm(x, w, 1e-5, out)
+    x64 = x.astype(np.float64)
+    want = x64 / np.sqrt(np.mean(x64**2) + np.float32(1e-5)) * w
+    assert np.all(np.abs(out - want) <= (n / 128 + 6) * EPS * np.abs(want) + 1e-30)
+    inplace = at_page_end(x)
+    _core.kernels.rms_norm(inplace, w, 1e-5, inplace)
+    assert inplace.tobytes() == out.tobytes()
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_quantize(isa: str, n: int) -> None:
+    x, out = row(n), at_page_end(np.full(-(-n // 64) * 64, 99, np.int8))
+    scale = _core.kernels.quantize(x, out)
+    absmax = np.abs(x).max()
+    assert scale == np.float32(absmax) / np.float32(127)
+    assert np.array_equal(out[:n], np.rint(x * (np.float32(127) / absmax)).astype(np.int8))
+    assert not out[n:].any()
+
+
+def test_quantize_of_zeros_is_zeros(isa: str) -> None:
+    out = np.full(64, 99, np.int8)
+    assert _core.kernels.quantize(np.zeros(40, np.float32), out) == 0.0
+    assert not out.any()
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_to_bf16(isa: str, n: int) -> None:
+    x, out = row(n), at_page_end(np.full(-(-n // 32) * 32, 99, np.uint16))
+    _core.kernels.to_bf16(x, out)
+    assert np.array_equal(out[:n], bf16(x))
+    assert not out[n:].any()
+
+
+def test_to_bf16_keeps_nan_infinity_and_ties(isa: str) -> None:
+    x = np.array([np.nan, np.inf, -np.inf, -0.0, 1.00390625, 1.01171875, 3.4e38, 1e-40], np.float32)
+    out = np.zeros(32, np.uint16)
+    _core.kernels.to_bf16(x, out)
+    assert np.isnan((out[:1].astype(np.uint32) << 16).view(np.float32))
+    assert out[1:8].tolist() == [0x7F80, 0xFF80, 0x8000, 0x3F80, 0x3F82, 0x7F80, 0x0001]
+
+
+@pytest.mark.parametrize("n", [2, 6, 30, 32, 34, 64, 96, 128, 256])
+def test_rope(isa: str, n: int) -> None:
+    x, angle = row(n), np.random.default_rng(n).uniform(0, 6, n // 2)
+    cos, sin = at_page_end(np.cos(angle).astype(np.float32)), at_page_end(np.sin(angle).astype(np.float32))
+    got = at_page_end(x)
+    _core.kernels.rope(got, cos, sin)
+    a, b = x[: n // 2].astype(np.float64), x[n // 2 :].astype(np.float64)
+    want = np.concatenate([a * cos - b * sin, b * cos + a * sin])
+    assert np.all(np.abs(got - want) <= 3 * EPS * (np.abs(np.concatenate([a, b])) + np.abs(np.concatenate([b, a]))))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_every_tier_gives_the_same_bits(n: int) -> None:
+    before, seen = _core.isa(), set()
+    try:
+        for tier in _core.available_isas():
+            _core.set_isa(tier)
+            norm, codes, half = np.empty(n, np.float32), np.zeros(-(-n // 64) * 64, np.int8), np.zeros(-(-n // 32) * 32, np.uint16)
+            _core.kernels.rms_norm(row(n), row(n, 1), 1e-6, norm)
+            scale = _core.kernels.quantize(norm, codes)
+            _core.kernels.to_bf16(norm, half)
+            seen.add((norm.tobytes(), codes.tobytes(), half.tobytes(), scale))
+    finally:
+        _core.set_isa(before)
+    assert len(seen) == 1

@@ -1,0 +1,131 @@
+"""Products of packed weights: against float64, and to the bit across tiers and row counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from packing import bf16, from_bf16, pack_bf16, pack_i4, pack_i8
+
+from guard import at_page_end
+from trivet import _core
+
+Array = NDArray[Any]
+NONE_U8, NONE_F32, NONE_I32 = np.zeros(0, np.uint8), np.zeros(0, np.float32), np.zeros(0, np.int32)
+ROWS = [1, 2, 3, 4, 5, 15, 16, 17, 32, 33, 49]
+SHAPES = [(16, 64), (1, 2), (15, 31), (17, 33), (33, 65), (64, 128), (80, 320), (130, 96), (37, 1000)]
+
+
+def rows_of(x: Array, unit: int) -> Array:
+    """x padded to a multiple of 32 rows and `unit` columns, at the end of a page, as bytes."""
+    t, k = x.shape
+    out = np.zeros((-(-t // 32) * 32, -(-k // unit) * unit), x.dtype)
+    out[:t, :k] = x
+    out[t:] = 77  # rows past the end are read by tiles but never used
+    return at_page_end(out.view(np.uint8))
+
+
+class Case:
+    """One random weight matrix of a kind, its activations, and its exact product."""
+
+    def __init__(self, kind: str, n: int, k: int, rows: int, seed: int = 0) -> None:
+        rng = np.random.default_rng([seed, n, k])
+        self.kind, self.n, self.k = kind, n, k
+        np_ = -(-n // 16) * 16
+        self.multipliers, self.scales, self.colsum = NONE_U8, NONE_F32, NONE_I32
+        x = rng.standard_normal((rows, k)).astype(np.float32)
+        if kind == "bf16":
+            w = from_bf16(bf16(rng.standard_normal((n, k)).astype(np.float32)))
+            self.codes = pack_bf16(w)
+            x = from_bf16(bf16(x))
+            self.x, self.x_scales = rows_of(bf16(x), 32), NONE_F32
+            self.exact = x.astype(np.float64) @ w.astype(np.float64).T
+            # f32 sums of K terms in chains: eps * K * sum |x w|
+            self.bound = k * np.finfo(np.float32).eps * (np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64).T)
+            return
+        if kind == "i8":
+            w8 = rng.integers(-127, 128, (n, k)).astype(np.int8)
+            self.codes, self.colsum = pack_i8(w8)
+        else:
+            q = rng.integers(-7, 8, (n, k)).astype(np.int8)
+            m = rng.integers(1, 17, (n, -(-k // 32))).astype(np.uint8)
+            self.codes, self.multipliers, self.colsum = pack_i4(q, m)
+            w8 = q * np.repeat(m, 32, 1)[:, :k].astype(np.int8)
+        x8 = rng.integers(-127, 128, (rows, k)).astype(np.int8)
+        self.scales = at_page_end(np.ones(np_, np.float32) * rng.uniform(0.001, 0.02, np_).astype(np.float32))
+        self.x_scales = at_page_end(rng.uniform(0.001, 0.1, rows).astype(np.float32))
+        self.x = rows_of(x8, 64)
+        exact = x8.astype(np.int64) @ w8.astype(np.int64).T
+        self.exact = exact * self.scales[:n].astype(np.float64) * self.x_scales[:, None].astype(np.float64)
+        self.bound = 4 * np.finfo(np.float32).eps * np.abs(self.exact) + 1e-30  # three roundings
+
+    def run(self, rows: int, epilogue: str = "store", bias: Array | None = None, out: Array | None = None) -> Array:
+        if out is None:
+            out = np.full((rows, self.n), np.nan, np.float32)
+        _core.kernels.linear(
+            self.kind, self.codes, self.multipliers, self.scales, self.colsum, bias, self.n, self.k, self.x,
+            self.x_scales, rows, epilogue, out,
+        )  # fmt: skip
+        return out
+
+
+@pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
+@pytest.mark.parametrize("n,k", SHAPES)
+def test_product_equals_float64_within_its_error(isa: str, kind: str, n: int, k: int) -> None:
+    for rows in ROWS:
+        case = Case(kind, n, k, rows)
+        y = case.run(rows)
+        assert np.all(np.abs(y - case.exact) <= case.bound)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
+@pytest.mark.parametrize("n,k", SHAPES)
+def test_every_tier_and_row_count_gives_the_same_bits(kind: str, n: int, k: int) -> None:
+    case = Case(kind, n, k, max(ROWS))
+    before = _core.isa()
+    try:
+        _core.set_isa("baseline")
+        want = case.run(max(ROWS))
+        for tier in _core.available_isas():
+            _core.set_isa(tier)
+            for rows in ROWS:
+                assert case.run(rows).tobytes() == want[:rows].tobytes(), f"{tier} differs at {rows} rows"
+    finally:
+        _core.set_isa(before)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
+def test_bias_and_adding_to_the_output(isa: str, kind: str) -> None:
+    case = Case(kind, 37, 96, 20)
+    bias = np.linspace(-2, 2, 37).astype(np.float32)
+    plain, start = case.run(20), np.full((20, 37), 3.0, np.float32)
+    assert np.array_equal(case.run(20, bias=bias), plain + bias)
+    assert np.array_equal(case.run(20, "add", bias, start.copy()), start + (plain + bias))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
+def test_gate_and_up_panels_make_silu_mul(isa: str, kind: str) -> None:
+    for rows in (1, 4, 7, 16, 33):
+        case = Case(kind, 96, 128, rows)
+        plain = case.run(rows).astype(np.float64).reshape(rows, 3, 2, 16)
+        gate, up = plain[:, :, 0], plain[:, :, 1]
+        want = (gate / (1 + np.exp(-gate)) * up).reshape(rows, 48)
+        got = case.run(rows, "silu_mul", out=np.full((rows, 48), np.nan, np.float32))
+        assert np.all(np.abs(got - want) <= 1e-6 * np.abs(want) + 1e-30)
+
+
+def test_int4_extremes_are_exact(isa: str) -> None:
+    """m * q reaches -120 and 112 (m up to 16): nothing saturates on the way, also with activations of +-127."""
+    q = np.array([[-8] * 64, [7] * 64, [-7] * 64], np.int8)
+    m = np.array([[15, 15], [16, 16], [16, 1]], np.uint8)
+    codes, multipliers, colsum = pack_i4(q, m)
+    x8 = np.vstack([np.full(64, 127, np.int8), np.full(64, -127, np.int8)])
+    scales = np.ones(16, np.float32)
+    for rows in (2, 5):
+        x = rows_of(np.vstack([x8] * 3)[:rows], 64)
+        out = np.zeros((rows, 3), np.float32)
+        _core.kernels.linear("i4", codes, multipliers, scales, colsum, None, 3, 64, x, np.ones(rows, np.float32), rows, "store", out)
+        w8 = q.astype(np.int64) * np.repeat(m, 32, 1)
+        assert np.array_equal(out, np.vstack([x8] * 3)[:rows].astype(np.int64) @ w8.T)
