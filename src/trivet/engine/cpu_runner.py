@@ -1,0 +1,139 @@
+"""`CpuRunner`: the native core behind the `Runner` seam."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from trivet import _core
+from trivet.config import EngineConfig, env
+from trivet.engine.memory import KvBudget, plan_kv
+from trivet.engine.step import Capabilities, StepBatch, StepResult
+from trivet.errors import ConfigError, UnsupportedCpu
+
+if TYPE_CHECKING:
+    from trivet.models.load import LoadedModel
+
+KERNEL_REVISION = 1  # raise it when the bits of any kernel change: part of the fingerprint
+
+
+class CpuRunner:
+    """Runs steps of one packed model on the process's thread pool; see `Runner`."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, threads: int, budget: KvBudget) -> None:
+        packed = loaded.packed
+        spec = msgspec.to_builtins(packed.spec)
+        self._model = _core.Model(packed.buffer, spec, msgspec.to_builtins(packed.tensors))
+        self._vocab = packed.spec.vocab_size
+        self._dim = packed.spec.dim
+        self._threads = threads
+        self._kv_dtype = config.cache.dtype
+        self._notes = budget.notes
+        max_tokens = min(config.scheduler.max_tokens_per_step, max(packed.spec.max_context, 1))
+        max_tokens = max(max_tokens, min(config.scheduler.max_num_seqs, 64))
+        self._executor = _core.Executor(
+            self._model, budget.num_blocks, config.cache.block_size, config.cache.dtype, max_tokens, threads
+        )
+        numerics = "|".join([packed.digest, packed.precision, config.cache.dtype, str(KERNEL_REVISION)])
+        self._capabilities = Capabilities(
+            block_size=config.cache.block_size,
+            num_blocks=budget.num_blocks,
+            max_tokens_per_step=max_tokens,
+            max_seqs_per_step=config.scheduler.max_num_seqs,
+            vocab_size=self._vocab,
+            max_context=budget.max_context,
+            numerics=hashlib.sha256(numerics.encode()).hexdigest()[:16],
+        )
+        self._result: StepResult | None = None
+        self._handle = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    def info_fields(self) -> dict[str, Any]:
+        """What `EngineInfo` wants to know of the runner."""
+        return {
+            "isa": _core.isa(),
+            "num_threads": self._threads,
+            "weight_bytes": self._model.weight_bytes,
+            "kv_bytes": self._executor.block_bytes * self._capabilities.num_blocks,
+            "notes": list(self._notes),
+        }
+
+    def submit(self, batch: StepBatch) -> int:
+        if self._result is not None:
+            raise ValueError("a step is under way: collect it first")
+        b = batch
+        rows, scores = len(b.sample_rows), len(b.score_rows)
+        width, score_width = max(int(b.num_logprobs.max(initial=0)), 0), int(b.score_num_logprobs.max(initial=0))
+        out: dict[str, Any] = {
+            "sampled_ids": np.zeros(rows, np.int32),
+            "logprobs": np.zeros(rows, np.float32),
+            "ranks": np.zeros(rows, np.int32),
+            "top_ids": np.full((rows, width), -1, np.int32),
+            "top_logprobs": np.zeros((rows, width), np.float32),
+            "score_logprobs": np.zeros(scores, np.float32),
+            "score_ranks": np.zeros(scores, np.int32),
+            "score_top_ids": np.full((scores, score_width), -1, np.int32),
+            "score_top_logprobs": np.zeros((scores, score_width), np.float32),
+            "logits": np.empty((len(b.logits_rows), self._vocab), np.float32),
+            "hidden": np.empty((len(b.hidden_rows), self._dim), np.float32),
+        }
+        start = time.perf_counter()
+        self._executor.step(
+            b.token_ids, b.seq_starts, b.context_lens, b.block_tables, b.sample_rows, b.temperature, b.top_k, b.top_p,
+            b.min_p, b.seed, b.sample_idx, b.bias_starts, b.bias_ids, b.bias_values, b.mask_idx, b.masks,
+            b.num_logprobs, b.score_rows, b.score_ids, b.score_num_logprobs, b.logits_rows, b.hidden_rows, **out
+        )  # fmt: skip
+        self._result = StepResult(**out, native_s=time.perf_counter() - start)
+        self._handle += 1
+        return self._handle
+
+    def collect(self, handle: int) -> StepResult:
+        if self._result is None or handle != self._handle:
+            raise ValueError(f"there is no step {handle} to collect")
+        result, self._result = self._result, None
+        return result
+
+    def close(self) -> None:
+        self._result = None
+
+
+def choose_isa() -> str:
+    """The kernel tier in use, after `TRIVET_ISA`; raises ConfigError or UnsupportedCpu."""
+    wanted = env("TRIVET_ISA")
+    if wanted is None:
+        return _core.isa()
+    if wanted not in ("baseline", "avx512", "amx"):
+        raise ConfigError(f"TRIVET_ISA is {wanted!r}, but it must be baseline, avx512 or amx")
+    available = _core.available_isas()
+    if wanted not in available:
+        raise UnsupportedCpu(
+            f"TRIVET_ISA asks for {wanted}, but this CPU offers {', '.join(available)}",
+            hint="unset TRIVET_ISA; `trivet doctor` says what is missing",
+        )
+    _core.set_isa(wanted)
+    return wanted
+
+
+def choose_threads(setting: int | None) -> int:
+    """Compute threads: the setting, then `TRIVET_THREADS`, then what affinity mask and CPU quota allow."""
+    text = env("TRIVET_THREADS")
+    if setting is None and text is not None:
+        if not text.isdigit() or int(text) < 1:
+            raise ConfigError(f"TRIVET_THREADS is {text!r}, but it must be a whole number of 1 or more")
+        setting = int(text)
+    return min(setting or _core.allowed_threads(), max(os.cpu_count() or 1, 1) * 4)
+
+
+def build_runner(loaded: LoadedModel, config: EngineConfig) -> CpuRunner:
+    """A CpuRunner sized for this machine: tier, threads and KV budget chosen and written to its notes."""
+    choose_isa()
+    threads = choose_threads(config.threads)
+    return CpuRunner(loaded, config, threads=threads, budget=plan_kv(loaded.packed.spec, config))

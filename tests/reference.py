@@ -1,0 +1,131 @@
+"""The model in NumPy float64, with the roundings of the packed arithmetic and no other: the slow twin of a whole step.
+
+It follows DESIGN.md's equations: weights as unpacked, activations rounded to bf16 or quantized to int8 a token,
+queries in bf16, keys and values as stored, attention weights in bf16 against the running maximum of 128-key steps.
+Everything between is exact to float64, so what differs from the core is float32 rounding, and a rare value that such
+an error carries over a rounding boundary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.formats.unpack import dequantize
+from trivet.models.packing import PackedModel
+
+F64 = NDArray[np.float64]
+KEY_STEP = 128
+
+
+def bf16(x: F64) -> F64:
+    """x rounded to bf16, half to even (through float32, as the core does)."""
+    u = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    u = ((u + 0x7FFF + ((u >> 16) & 1)) >> 16) << 16
+    return u.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def int8(x: F64) -> tuple[F64, F64]:
+    """(codes, scale) of the last axis."""
+    absmax = np.abs(x).max(-1, keepdims=True)
+    return np.rint(x * np.divide(127.0, absmax, out=np.zeros_like(absmax), where=absmax > 0)), absmax / 127
+
+
+class Twin:
+    """One packed model; `logits(ids)` is float64 [T, V] of a whole prompt."""
+
+    def __init__(self, packed: PackedModel, kv_dtype: str) -> None:
+        self.packed, self.spec, self.kv_dtype = packed, packed.spec, kv_dtype
+        self._cache: dict[str, F64] = {}
+
+    def tensor(self, name: str) -> F64 | None:
+        if name not in self.packed.tensors:
+            return None
+        if name not in self._cache:
+            self._cache[name] = dequantize(self.packed.buffer, self.packed.tensors[name]).astype(np.float64)
+        return self._cache[name]
+
+    def vector(self, name: str) -> F64 | None:
+        value = self.tensor(name)
+        return None if value is None else value.reshape(-1)
+
+    def linear(self, name: str, x: F64, bias: str = "") -> F64:
+        if self.packed.tensors[name].kind == "bf16":
+            x = bf16(x)
+        else:
+            codes, scale = int8(x)
+            x = codes * scale
+        weight = self.tensor(name)
+        assert weight is not None
+        y = x @ weight.T
+        b = self.vector(bias) if bias else None
+        return y if b is None else y + b
+
+    def norm(self, x: F64, weight: F64 | None) -> F64:
+        assert weight is not None
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + np.float32(self.spec.norm_eps)) * weight
+
+    def rope(self, x: F64, positions: NDArray[np.int64]) -> F64:
+        p = x.shape[-1]
+        tables = [self.tensor(f"rope_{f}.{p}") for f in ("cos", "sin")]
+        cos, sin = (t.reshape(-1, p // 2)[positions][:, None, :] for t in tables if t is not None)
+        a, b = x[..., : p // 2], x[..., p // 2 :]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def attend(self, q: F64, k: F64, v: F64, scale: float) -> F64:
+        """q [T, P], k and v [T, P] of one head, causal."""
+        t, k_scale, v_scale = len(q), np.ones(len(k)), np.ones(len(v))
+        if self.kv_dtype == "int8":
+            (k, ks), (v, vs) = int8(k), int8(v)
+            k_scale, v_scale = ks[:, 0], vs[:, 0]
+        else:
+            k, v = bf16(k), bf16(v)
+        s = bf16(q) @ k.T * scale * k_scale
+        s[np.triu(np.ones((t, t), bool), 1)] = -np.inf
+        total, out, most = np.zeros(t), np.zeros_like(v), np.full(t, -np.inf)
+        for begin in range(0, t, KEY_STEP):
+            part = s[:, begin : begin + KEY_STEP]
+            new = np.maximum(most, part.max(1))
+            a, e = np.exp(most - new), np.exp(part - new[:, None])
+            w = bf16(e * v_scale[begin : begin + KEY_STEP])
+            total, out, most = total * a + e.sum(1), out * a[:, None] + w @ v[begin : begin + KEY_STEP], new
+        return out / total[:, None]
+
+    def logits(self, ids: list[int]) -> F64:
+        spec, positions = self.spec, np.arange(len(ids))
+        embed = self.tensor("embed")
+        assert embed is not None
+        x = embed[ids]
+        for i, layer in enumerate(spec.layers):
+            at, h, kv, p = f"layers.{i}.", layer.num_heads, layer.num_kv_heads, layer.head_dim
+            y = self.linear(at + "qkv", self.norm(x, self.vector(at + "attn_norm")), at + "qkv_bias")
+            y = y.reshape(len(ids), h + 2 * kv, p)
+            q, k, v = y[:, :h], y[:, h : h + kv], y[:, h + kv :]
+            if layer.qk_norm:
+                q, k = self.norm(q, self.vector(at + "q_norm")), self.norm(k, self.vector(at + "k_norm"))
+            q, k = self.rope(q, positions), self.rope(k, positions)
+            heads: list[Any] = [self.attend(q[:, j], k[:, j * kv // h], v[:, j * kv // h], layer.softmax_scale) for j in range(h)]
+            x = x + self.linear(at + "o", np.concatenate(heads, -1), at + "o_bias")
+            y = self.linear(at + "gate_up", self.norm(x, self.vector(at + "mlp_norm")), at + "gate_up_bias")
+            panels = y.reshape(len(ids), -1, 2, 16)
+            gate, up = panels[:, :, 0].reshape(len(ids), -1), panels[:, :, 1].reshape(len(ids), -1)
+            act = (gate / (1 + np.exp(-gate)) * up)[:, : layer.ffn_dim]
+            x = x + self.linear(at + "down", act, at + "down_bias")
+        return self.linear("embed" if spec.tied_head else "head", self.norm(x, self.vector("final_norm")))
+
+
+class Exact(Twin):
+    """The same unpacked weights without any rounding of activations, keys or values."""
+
+    def linear(self, name: str, x: F64, bias: str = "") -> F64:
+        weight, b = self.tensor(name), self.vector(bias) if bias else None
+        assert weight is not None
+        return x @ weight.T if b is None else x @ weight.T + b
+
+    def attend(self, q: F64, k: F64, v: F64, scale: float) -> F64:
+        s = q @ k.T * scale
+        s[np.triu(np.ones(s.shape, bool), 1)] = -np.inf
+        e = np.exp(s - s.max(1, keepdims=True))
+        return np.asarray(e @ v / e.sum(1, keepdims=True))
