@@ -24,11 +24,13 @@ struct SampleSpec {
 // Order: bias added, mask applied, divided by temperature, top-k, then top-p, then min-p (of the most likely one
 // left), then Gumbel-max over what is left: argmax(logit / temperature + g(seed, sample_idx, position, id)), ties to
 // the lower id. g comes from a counter-based generator, so a token's noise does not depend on who else is a candidate.
+// (logit - max) / temperature is what is computed, so that no temperature overflows. Bias ids must be below vocab.
 // scratch: room for 2 * vocab values of 8 bytes. Runs on the calling thread.
 int32_t sample(const float* logits, size_t vocab, const SampleSpec& spec, void* scratch);
 inline size_t sample_scratch_bytes(size_t vocab) { return 16 * vocab; }
 
 // log_softmax(logits)[id], its rank (1 + how many are higher), and the num_top most likely (ties to the lower id).
+// Past the last token with a finite logit: id -1, -inf. A row with NaN or +inf, or none finite: NaN, rank 0, ids -1.
 // Sums run in a fixed order (chunks of 4096, 16 lanes each), whatever the thread count.
 void log_probs(const float* logits, size_t vocab, int32_t id, int num_top, float* logprob, int32_t* rank,
                int32_t* top_ids, float* top_logprobs, void* scratch);

@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that print a measured speed beside the limit of the hardware (README.md)."""
