@@ -19,15 +19,24 @@ TRIVET_INLINE __m512i broadcast4(const int8_t* x) {
   return _mm512_set1_epi32(v ^ int32_t(0x80808080));
 }
 
+// acc += u8 . s8 by fours. In assembly, since GCC 12 copies the accumulator of the intrinsic around at every use.
+TRIVET_INLINE __m512i dpbusd(__m512i acc, __m512i u, __m512i s) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "vm"(s));
+  return acc;
+}
+
 template <int R, int P, class Acc>
 TRIVET_INLINE void finish_block(const Linear& w, const Rows& x, size_t row, size_t panel, const Acc (&acc)[R][P],
                                 Epilogue epilogue, float* out, size_t ld) {
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     if constexpr (P % 2 == 0)
       if (epilogue == Epilogue::kSiluMul) {
+#pragma GCC unroll 4
         for (int p = 0; p < P; p += 2) finish_gate_up(w, x, panel + p, row + r, acc[r][p], acc[r][p + 1], out, ld);
         continue;
       }
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) finish(w, x, panel + p, row + r, acc[r][p], epilogue, out, ld);
   }
 }
@@ -36,25 +45,32 @@ template <int R, int P>
 void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue epilogue, float* out, size_t ld) {
   __m512i acc[R][P];
   const int8_t* codes[P];
+#pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     codes[p] = reinterpret_cast<const int8_t*>(w.codes) + (panel + p) * w.panel_bytes();
     const __m512i start = _mm512_slli_epi32(_mm512_loadu_si512(w.colsum + 16 * (panel + p)), 7);
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) acc[r][p] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
   }
   const int8_t* a = static_cast<const int8_t*>(x.data) + row * x.kp;
   for (size_t k = 0; k < w.kp; k += 4) {
     __m512i v[P];
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       v[p] = _mm512_load_si512(codes[p] + 16 * k);
       _mm_prefetch(reinterpret_cast<const char*>(codes[p] + 16 * k + kPrefetch), _MM_HINT_T0);
     }
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const __m512i u = broadcast4(a + r * x.kp + k);
-      for (int p = 0; p < P; ++p) acc[r][p] = _mm512_dpbusd_epi32(acc[r][p], u, v[p]);
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) acc[r][p] = dpbusd(acc[r][p], u, v[p]);
     }
   }
   vi sums[R][P];
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[r][p], &acc[r][p], 64);
   finish_block<R, P>(w, x, row, panel, sums, epilogue, out, ld);
 }
@@ -64,10 +80,12 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue
   __m512i acc[R][P];
   const uint8_t* codes[P];
   const uint8_t* multipliers[P];
+#pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     codes[p] = w.codes + (panel + p) * w.panel_bytes();
     multipliers[p] = w.multipliers + (panel + p) * (w.kp / 2);
     const __m512i start = _mm512_slli_epi32(_mm512_loadu_si512(w.colsum + 16 * (panel + p)), 7);
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) acc[r][p] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
   }
   const __m512i low = _mm512_set1_epi8(15);
@@ -75,10 +93,13 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue
   const int8_t* a = static_cast<const int8_t*>(x.data) + row * x.kp;
   for (size_t k = 0; k < w.kp; k += 64) {
     __m512i lo[R][P], hi[R][P];
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) lo[r][p] = hi[r][p] = _mm512_setzero_si512();
     for (int j = 0; j < 8; ++j) {
       __m512i vl[P], vh[P];
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
         const uint8_t* at = codes[p] + 8 * k + 64 * j;
         const __m512i v = _mm512_load_si512(at);
@@ -86,25 +107,31 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue
         vl[p] = _mm512_shuffle_epi8(to_q, _mm512_and_si512(v, low));
         vh[p] = _mm512_shuffle_epi8(to_q, _mm512_and_si512(_mm512_srli_epi16(v, 4), low));
       }
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const __m512i ul = broadcast4(a + r * x.kp + k + 4 * j), uh = broadcast4(a + r * x.kp + k + 32 + 4 * j);
+#pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
-          lo[r][p] = _mm512_dpbusd_epi32(lo[r][p], ul, vl[p]);
-          hi[r][p] = _mm512_dpbusd_epi32(hi[r][p], uh, vh[p]);
+          lo[r][p] = dpbusd(lo[r][p], ul, vl[p]);
+          hi[r][p] = dpbusd(hi[r][p], uh, vh[p]);
         }
       }
     }
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const uint8_t* m = multipliers[p] + k / 2;
       const __m512i ml = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
       const __m512i mh = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m + 16)));
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
         acc[r][p] = _mm512_add_epi32(acc[r][p], _mm512_add_epi32(_mm512_mullo_epi32(lo[r][p], ml),
                                                                  _mm512_mullo_epi32(hi[r][p], mh)));
     }
   }
   vi sums[R][P];
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[r][p], &acc[r][p], 64);
   finish_block<R, P>(w, x, row, panel, sums, epilogue, out, ld);
 }
@@ -113,18 +140,23 @@ template <int R, int P>
 void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue epilogue, float* out, size_t ld) {
   __m512 acc[R][P];
   const uint16_t* codes[P];
+#pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     codes[p] = reinterpret_cast<const uint16_t*>(w.codes) + (panel + p) * (w.panel_bytes() / 2);
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) acc[r][p] = _mm512_setzero_ps();
   }
   const __m512i high = _mm512_set1_epi32(int32_t(0xffff0000));
   const uint16_t* a = static_cast<const uint16_t*>(x.data) + row * x.kp;
   for (size_t k = 0; k < w.kp; k += 32) {
     __m512 even[R][P], odd[R][P];
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) even[r][p] = odd[r][p] = _mm512_setzero_ps();
     for (int j = 0; j < 16; ++j) {
       __m512 we[P], wo[P];
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
         const uint16_t* at = codes[p] + 16 * k + 32 * j;
         const __m512i v = _mm512_load_si512(at);
@@ -132,20 +164,26 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, Epilog
         we[p] = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
         wo[p] = _mm512_castsi512_ps(_mm512_and_si512(v, high));
       }
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const __m512 xe = _mm512_set1_ps(bf16_to_float(a[r * x.kp + k + 2 * j]));
         const __m512 xo = _mm512_set1_ps(bf16_to_float(a[r * x.kp + k + 2 * j + 1]));
+#pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
           even[r][p] = _mm512_fmadd_ps(we[p], xe, even[r][p]);
           odd[r][p] = _mm512_fmadd_ps(wo[p], xo, odd[r][p]);
         }
       }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) acc[r][p] = _mm512_add_ps(acc[r][p], _mm512_add_ps(even[r][p], odd[r][p]));
   }
   vf sums[R][P];
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[r][p], &acc[r][p], 64);
   finish_block<R, P>(w, x, row, panel, sums, epilogue, out, ld);
 }
