@@ -1,0 +1,107 @@
+"""Checkpoint tensors -> packed tensors: order of rows, shapes, what is missing and what is left over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoints import edit_json, make_checkpoint
+from trivet.errors import ModelFormatError
+from trivet.formats.unpack import dequantize
+from trivet.models.packing import load_packed
+from trivet.models.weights import interleave_panels
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIVET_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def change(folder: Path, edit: Any) -> None:
+    """Rewrites model.safetensors after `edit(tensors)`."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_gate_and_up_alternate_in_panels_of_16() -> None:
+    gate, up = np.arange(1, 21, dtype=np.float32), np.arange(101, 121, dtype=np.float32)
+    both = interleave_panels(gate, up)
+    assert both.tolist() == [*range(1, 17), *range(101, 117), *range(17, 21), *[0] * 12, *range(117, 121), *[0] * 12]
+
+
+def test_rows_of_gate_up_stand_where_the_layout_says(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "llama", intermediate_size=40, num_hidden_layers=1)
+    packed, _ = load_packed(folder, precision="bf16")
+    rows = dequantize(packed.buffer, packed.tensors["layers.0.gate_up"])
+    tensors = load_file(folder / "model.safetensors")
+    gate = tensors["model.layers.0.mlp.gate_proj.weight"].float().numpy()
+    up = tensors["model.layers.0.mlp.up_proj.weight"].float().numpy()
+    assert rows.shape == (96, 64)
+    for j in range(40):
+        at = 32 * (j // 16) + j % 16
+        np.testing.assert_array_equal(rows[at], gate[j])
+        np.testing.assert_array_equal(rows[at + 16], up[j])
+    assert not rows[72:80].any() and not rows[88:].any()
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight",
+                                  "model.layers.1.self_attn.v_proj.weight", "model.layers.0.mlp.down_proj.weight",
+                                  "model.layers.0.self_attn.q_proj.bias"])  # fmt: skip
+def test_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
+    folder = make_checkpoint(tmp_path / "m", "llama", attention_bias=True)
+    change(folder, lambda tensors: tensors.pop(name))
+    with pytest.raises(ModelFormatError, match=f"tensor `{name}` .* is missing"):
+        load_packed(folder, precision="int8")
+
+
+def test_wrong_shape_is_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "llama")
+    change(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(63)}))
+    with pytest.raises(ModelFormatError, match=r"`model.norm.weight` in .* is \[63\], but config.json makes it \[64\]"):
+        load_packed(folder, precision="int8")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float64, torch.float8_e4m3fn])
+def test_wrong_dtype_is_named(tmp_path: Path, dtype: torch.dtype, precision: str) -> None:
+    folder = make_checkpoint(tmp_path / "m", "llama")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    change(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    with pytest.raises(ModelFormatError, match=rf"tensor `{name}` in .*model\.safetensors is .*, but weights must be"):
+        load_packed(folder, precision=precision)
+
+
+def test_tied_head_with_and_without_a_copy(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "qwen3", tie_word_embeddings=True)
+    without, _ = load_packed(folder, precision="int8")
+    change(folder, lambda tensors: tensors.update(
+        {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    with_copy, packed_now = load_packed(folder, precision="int8")
+    assert packed_now and with_copy.digest == without.digest and "head" not in with_copy.tensors
+    assert with_copy.notes == ("packed again: the checkpoint has changed",)
+
+
+def test_untied_head_must_be_there(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "qwen3", tie_word_embeddings=True)
+    edit_json(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(ModelFormatError, match=r"tensor `lm_head\.weight` \[320, 64\] is missing"):
+        load_packed(folder, precision="int8")
+
+
+def test_left_over_tensors_are_noted_but_not_rotary_buffers(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "llama")
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    change(folder, lambda tensors: tensors.update(extra))
+    assert load_packed(folder, precision="bf16")[0].notes == ()
+    extra = {f"vision.{i}.weight": torch.ones(2) for i in range(5)}
+    change(folder, lambda tensors: tensors.update(extra))
+    assert load_packed(folder, precision="int8")[0].notes == (
+        "tensors of the checkpoint that this model does not use: "
+        "vision.0.weight, vision.1.weight, vision.2.weight and 2 more",
+    )
