@@ -12,7 +12,7 @@ import numpy as np
 
 from trivet import _core
 from trivet.config import EngineConfig, env
-from trivet.engine.memory import KvBudget, plan_kv
+from trivet.engine.memory import plan_kv
 from trivet.engine.step import Capabilities, StepBatch, StepResult
 from trivet.errors import ConfigError, UnsupportedCpu
 
@@ -25,26 +25,30 @@ KERNEL_REVISION = 1  # raise it when the bits of any kernel change: part of the 
 class CpuRunner:
     """Runs steps of one packed model on the process's thread pool; see `Runner`."""
 
-    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, threads: int, budget: KvBudget) -> None:
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, threads: int) -> None:
+        """Raises ConfigError when weights, activations and a KV cache do not fit the memory (`plan_kv`)."""
         packed = loaded.packed
-        spec = msgspec.to_builtins(packed.spec)
-        self._model = _core.Model(packed.buffer, spec, msgspec.to_builtins(packed.tensors))
+        cache, scheduler = config.cache, config.scheduler
+        self._model = _core.Model(packed.buffer, msgspec.to_builtins(packed.spec), msgspec.to_builtins(packed.tensors))
         self._vocab = packed.spec.vocab_size
         self._dim = packed.spec.dim
         self._threads = threads
-        self._kv_dtype = config.cache.dtype
-        self._notes = budget.notes
-        max_tokens = min(config.scheduler.max_tokens_per_step, max(packed.spec.max_context, 1))
-        max_tokens = max(max_tokens, min(config.scheduler.max_num_seqs, 64))
-        self._executor = _core.Executor(
-            self._model, budget.num_blocks, config.cache.block_size, config.cache.dtype, max_tokens, threads
+        max_tokens = max(min(scheduler.max_tokens_per_step, packed.spec.max_context), scheduler.max_num_seqs)
+
+        def executor(num_blocks: int) -> _core.Executor:
+            return _core.Executor(self._model, num_blocks, cache.block_size, cache.dtype, max_tokens, threads)
+
+        budget = plan_kv(
+            packed.spec, config, weight_bytes=packed.weight_bytes, scratch_bytes=executor(1).scratch_bytes
         )
-        numerics = "|".join([packed.digest, packed.precision, config.cache.dtype, str(KERNEL_REVISION)])
+        self._notes = budget.notes
+        self._executor = executor(budget.num_blocks)
+        numerics = "|".join([packed.digest, packed.precision, cache.dtype, str(KERNEL_REVISION)])
         self._capabilities = Capabilities(
-            block_size=config.cache.block_size,
+            block_size=cache.block_size,
             num_blocks=budget.num_blocks,
             max_tokens_per_step=max_tokens,
-            max_seqs_per_step=config.scheduler.max_num_seqs,
+            max_seqs_per_step=scheduler.max_num_seqs,
             vocab_size=self._vocab,
             max_context=budget.max_context,
             numerics=hashlib.sha256(numerics.encode()).hexdigest()[:16],
@@ -135,5 +139,4 @@ def choose_threads(setting: int | None) -> int:
 def build_runner(loaded: LoadedModel, config: EngineConfig) -> CpuRunner:
     """A CpuRunner sized for this machine: tier, threads and KV budget chosen and written to its notes."""
     choose_isa()
-    threads = choose_threads(config.threads)
-    return CpuRunner(loaded, config, threads=threads, budget=plan_kv(loaded.packed.spec, config))
+    return CpuRunner(loaded, config, threads=choose_threads(config.threads))

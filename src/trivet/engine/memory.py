@@ -12,6 +12,9 @@ from trivet.models.spec import ModelSpec
 _CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
+RESERVE_BYTES = 512 * 2**20  # for the interpreter, the tokenizer and what the system itself needs
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvBudget:
     """What was decided, and the lines that say so at start."""
@@ -46,11 +49,19 @@ def gib(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:.2f} GiB"
 
 
-def plan_kv(spec: ModelSpec, config: EngineConfig, *, limit_bytes: int | None = None) -> KvBudget:
-    """Blocks for `max_num_seqs` full contexts, bounded by `cache.memory_bytes` or a quarter of the memory.
+def plan_kv(
+    spec: ModelSpec,
+    config: EngineConfig,
+    *,
+    weight_bytes: int = 0,
+    scratch_bytes: int = 0,
+    limit_bytes: int | None = None,
+) -> KvBudget:
+    """How many blocks: enough for `max_num_seqs` full contexts, at most `cache.memory_bytes` or a quarter of the memory.
 
-    Raises ConfigError when not even one block fits, or `max_context` is more than the model was made for. When one full
-    context does not fit, `max_context` shrinks to what does, and a note says so.
+    Weights, activations, KV and a reserve together stay within the memory of the machine or cgroup. Raises ConfigError
+    when they cannot, when not even one block fits, or when `max_context` is more than the model was made for. When one
+    full context does not fit, `max_context` shrinks to what does, and a note says so.
     """
     cache = config.cache
     context = config.model.max_context or spec.max_context
@@ -59,22 +70,38 @@ def plan_kv(spec: ModelSpec, config: EngineConfig, *, limit_bytes: int | None = 
             f"`model.max_context` is {context:,}, but the model was made for {spec.max_context:,} tokens",
             hint=f"use --max-context {spec.max_context} or less",
         )
+    limit = memory_limit_bytes() if limit_bytes is None else limit_bytes
+    room = limit - weight_bytes - scratch_bytes - RESERVE_BYTES
+    parts = (
+        f"weights {gib(weight_bytes)}, activations at most {gib(scratch_bytes)}, reserve {gib(RESERVE_BYTES)}, "
+        f"of {gib(limit)}"
+    )
+    if cache.memory_bytes is not None and cache.memory_bytes > room:
+        raise ConfigError(
+            f"`cache.memory_bytes` is {gib(cache.memory_bytes)}, but only {gib(max(room, 0))} are left ({parts})",
+            hint=f"use --memory {max(room, 0) // 2**20}MiB or less",
+        )
     block_bytes = spec.kv_bytes_per_token(cache.dtype) * cache.block_size
     per_context = -(-context // cache.block_size)
-    wanted = per_context * config.scheduler.max_num_seqs
-    limit = limit_bytes if limit_bytes is not None else memory_limit_bytes()
-    allowed = cache.memory_bytes if cache.memory_bytes is not None else limit // 4
-    num_blocks = min(wanted, allowed // block_bytes) if cache.memory_bytes is None else allowed // block_bytes
+    if cache.memory_bytes is None:
+        allowed = min(limit // 4, room)
+        num_blocks = min(per_context * config.scheduler.max_num_seqs, allowed // block_bytes)
+    else:
+        allowed = cache.memory_bytes
+        num_blocks = allowed // block_bytes
     if num_blocks < 1:
         raise ConfigError(
-            f"the KV cache may take {gib(allowed)}, but one block of {cache.block_size} tokens takes {gib(block_bytes)}",
-            hint="raise --memory, or use --kv-precision int8",
+            f"the KV cache may take {gib(max(allowed, 0))}, but one block of {cache.block_size} tokens takes "
+            f"{gib(block_bytes)} ({parts})",
+            hint="raise --memory or the memory limit, or use --kv-precision int8",
         )
     notes = [
-        f"KV cache: {num_blocks:,} blocks of {cache.block_size} tokens ({cache.dtype}), at most "
-        f"{gib(num_blocks * block_bytes)} of {gib(limit)}; pages are touched when first used"
+        f"memory: KV cache at most {gib(num_blocks * block_bytes)} ({num_blocks:,} blocks of {cache.block_size} tokens, "
+        f"{cache.dtype}), {parts}; pages are touched when first used"
     ]
     if num_blocks < per_context:
         context = num_blocks * cache.block_size
-        notes.append(f"the KV budget holds {context:,} tokens, so this is the longest context (the model's: {spec.max_context:,})")
+        notes.append(
+            f"the KV budget holds {context:,} tokens, so this is the longest context (the model's: {spec.max_context:,})"
+        )
     return KvBudget(num_blocks=num_blocks, block_bytes=block_bytes, max_context=context, notes=tuple(notes))

@@ -1,0 +1,292 @@
+"""`Scheduler`: which sequences run in the next step, how many tokens each, and in which blocks.
+
+Order: (priority, arrival, index). Running sequences that have caught up get their one token first; then prompts under
+way, then waiting ones, until the token budget is spent. While streams run, prompts get only so many tokens that the
+step, by the step model, stays within the inter-token target.
+
+Memory: a sequence starts when the blocks of all its tokens fit, with one spare block for each that runs. A running
+sequence that finds no block takes them from the last in order, which waits again, keeps its output, and is recomputed.
+So the first in order always comes to its end, and by induction everybody does.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect, insort
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from trivet.config import SchedulerConfig
+from trivet.engine.batch import Slots
+from trivet.engine.block_pool import BlockPool
+from trivet.engine.prefix_tree import Key, PrefixTree
+from trivet.engine.sequence import OpenRequest, Sequence, SequenceState
+from trivet.engine.step import Capabilities
+from trivet.engine.step_model import StepModel
+
+_by_rank = attrgetter("rank")
+_UNKNOWN_COST_TOKENS = 128  # prompt tokens beside running streams before any prompt has been timed
+_LOGITS_BYTES = 64 * 2**20  # full logits that one step may give back
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the next step runs: sequence i its next chunks[i] tokens; the first `num_decodes` have one token left."""
+
+    seqs: list[Sequence] = field(default_factory=list)
+    chunks: list[int] = field(default_factory=list)
+    num_decodes: int = 0
+    num_tokens: int = 0
+    num_pairs: int = 0  # of attention: sum over the new tokens of the context each attends to
+    preempted: list[Sequence] = field(default_factory=list)
+
+
+class Scheduler:
+    """Owns the running and waiting sequences and their blocks."""
+
+    def __init__(self, config: SchedulerConfig, capabilities: Capabilities, *, prefix_caching: bool) -> None:
+        block_size = capabilities.block_size
+        self.block_size = block_size
+        self.max_tokens = min(config.max_tokens_per_step, capabilities.max_tokens_per_step)
+        self.max_running = min(config.max_num_seqs, capabilities.max_seqs_per_step, self.max_tokens)
+        self.pool = BlockPool(capabilities.num_blocks)
+        self.tree = PrefixTree(self.pool, block_size) if prefix_caching else None
+        self.slots = Slots(self.max_running, -(-capabilities.max_context // block_size))
+        self.model = StepModel()
+        self.running: list[Sequence] = []  # in order
+        self.waiting: list[Sequence] = []  # in order
+        self.num_preemptions = 0
+        self.prefix_queries_tokens = 0
+        self.prefix_hits_tokens = 0
+        self.is_full = False  # the last step could not start the first waiting sequence for lack of blocks
+        self._target_s = config.itl_target_s
+        self._floor = min(block_size, self.max_tokens)
+        self._logits_tokens = max(1, _LOGITS_BYTES // (4 * capabilities.vocab_size))
+        self._being_computed: set[Key] = set()
+
+    # --- sequences come and go ------------------------------------------------------------------------------------
+
+    def add(self, seq: Sequence) -> None:
+        """Lets a sequence wait for its turn."""
+        seq.state = SequenceState.WAITING
+        insort(self.waiting, seq, key=_by_rank)
+
+    def release_held(self, request: OpenRequest) -> None:
+        """The prompt of a request with n > 1 is computed: its other sequences may start, with its blocks."""
+        for seq in request.sequences:
+            if seq.state is SequenceState.HELD:
+                self.add(seq)
+
+    def remove(self, seq: Sequence) -> None:
+        """Ends a sequence, whatever it was doing; what it held is free again or stays in the prefix tree."""
+        if seq.state is SequenceState.RUNNING:
+            self._vacate(seq)
+            del self.running[self._position(self.running, seq)]
+        elif seq.state is SequenceState.WAITING:
+            del self.waiting[self._position(self.waiting, seq)]
+        seq.state = SequenceState.DONE
+
+    @staticmethod
+    def _position(ordered: list[Sequence], seq: Sequence) -> int:
+        return bisect(ordered, seq.rank, key=_by_rank) - 1
+
+    def _vacate(self, seq: Sequence) -> None:
+        self.slots.unseat(seq)
+        self.pool.release(seq.blocks)
+        seq.blocks = []
+
+    def _preempt_last(self, plan: Plan) -> Sequence:
+        seq = self.running.pop()
+        self._vacate(seq)
+        seq.num_computed = 0
+        seq.num_preemptions += 1
+        self.num_preemptions += 1
+        plan.preempted.append(seq)
+        self.add(seq)
+        return seq
+
+    # --- the next step --------------------------------------------------------------------------------------------
+
+    def schedule(self) -> Plan:
+        """The next step; empty only if nothing is running or waiting."""
+        plan = Plan()
+        behind = self._plan_decodes(plan)
+        room_s: float | None = None
+        if self._target_s is not None and plan.num_decodes and (behind or self.waiting):
+            room_s = self._target_s - self.model.predict(plan.num_tokens, plan.num_pairs)
+        self._being_computed.clear()
+        for seq in behind:
+            if plan.num_tokens >= self.max_tokens:
+                break
+            room_s = self._plan_chunk(plan, seq, room_s)
+        self.is_full = bool(plan.preempted)
+        if not plan.preempted:
+            self._start_waiting(plan, room_s)
+        return plan
+
+    def _plan_decodes(self, plan: Plan) -> list[Sequence]:
+        """Plans one token for each sequence that has one left, preempting for blocks; returns the other sequences."""
+        running, seqs, size = self.running, plan.seqs, self.block_size
+        behind: list[Sequence] = []
+        num_pairs = i = 0
+        while i < len(running):
+            seq = running[i]
+            i += 1
+            if seq.num_tokens - seq.num_computed != 1:
+                behind.append(seq)
+                continue
+            if len(seq.blocks) * size < seq.num_tokens and not self._grow(plan, seq):
+                break  # it was the last in order itself
+            seqs.append(seq)
+            num_pairs += seq.num_tokens
+        plan.num_decodes = plan.num_tokens = len(seqs)
+        plan.chunks = [1] * len(seqs)
+        plan.num_pairs = num_pairs
+        return behind
+
+    def _grow(self, plan: Plan, seq: Sequence) -> bool:
+        """One more block for a running sequence; False if that preempted the sequence itself."""
+        while self.pool.num_available == 0:
+            if self._preempt_last(plan) is seq:
+                return False
+        block = self.pool.allocate()
+        self.slots.tables[seq.slot, len(seq.blocks)] = block
+        seq.blocks.append(block)
+        return True
+
+    def _start_waiting(self, plan: Plan, room_s: float | None) -> None:
+        """Starts waiting sequences in order while there are slots, tokens and blocks."""
+        while self.waiting and len(self.running) < self.max_running and plan.num_tokens < self.max_tokens:
+            if room_s is not None and room_s <= 0 and plan.num_tokens > plan.num_decodes:
+                return  # the inter-token target leaves no time for another prompt
+            seq = self.waiting[0]
+            if not self._start(seq):
+                self.is_full = True
+                return
+            del self.waiting[0]
+            insort(self.running, seq, key=_by_rank)
+            room_s = self._plan_chunk(plan, seq, room_s)
+
+    def _start(self, seq: Sequence) -> bool:
+        """Gives a waiting sequence a slot and blocks for all its tokens; False if they do not fit now."""
+        pool, tree = self.pool, self.tree
+        now = (pool.num_available, len(self.running), 0 if tree is None else tree.num_inserted)
+        if seq.refused_at == now:
+            return False
+        reusable = self._reusable(seq)
+        found = [] if tree is None else tree.match(seq.request.root, seq.tokens, reusable)
+        num_new = -(-seq.num_tokens // self.block_size) - len(found)
+        num_revived = sum(map(pool.is_parked, found))
+        spare = len(self.running)
+        if num_new + num_revived + spare > pool.num_available:
+            seq.refused_at = now
+            return False
+        for block in found:
+            pool.share(block)
+        seq.blocks = found + [pool.allocate() for _ in range(num_new)]
+        seq.num_in_tree = len(found)
+        seq.parent = found[-1] if found else seq.request.root
+        seq.epoch = 0 if tree is None else tree.epoch
+        seq.num_computed = len(found) * self.block_size
+        seq.refused_at = None
+        seq.state = SequenceState.RUNNING
+        if seq.scheduled_s is None and seq.num_preemptions == 0:
+            if tree is not None:
+                self.prefix_queries_tokens += seq.num_prompt
+            self._count_cached(seq, seq.num_computed)
+        self.slots.seat(seq)
+        return True
+
+    def _count_cached(self, seq: Sequence, tokens: int) -> None:
+        seq.num_cached += tokens
+        self.prefix_hits_tokens += tokens
+
+    def _reusable(self, seq: Sequence) -> int:
+        """How many tokens need not be computed if they are cached: the last one must, and rows that are asked for."""
+        if seq.index == 0 and seq.request.wants_prompt and seq.request.num_scored < seq.num_prompt:
+            return seq.request.num_scored
+        return seq.num_tokens - 1
+
+    def _plan_chunk(self, plan: Plan, seq: Sequence, room_s: float | None) -> float | None:
+        """Plans the next tokens of a sequence that is behind; returns what is left of `room_s`."""
+        if not self._catch_up(seq):
+            return room_s  # somebody computes its next block in this very step
+        left = seq.num_tokens - seq.num_computed
+        chunk = min(left, self.max_tokens - plan.num_tokens)
+        if seq.request.message.return_logits:
+            chunk = min(chunk, self._logits_tokens)
+        if room_s is not None:
+            fits = self.model.tokens_within(room_s, seq.num_computed)
+            if not self.model.is_known:
+                fits = _UNKNOWN_COST_TOKENS - (plan.num_tokens - plan.num_decodes)
+            if fits > 16:
+                fits -= fits % 16  # rows of a tile of the matrix unit
+            if plan.num_tokens == plan.num_decodes:
+                fits = max(fits, self._floor)  # the first prompt always moves
+            chunk = min(chunk, fits)
+            if chunk <= 0:
+                return 0.0
+        pairs = chunk * seq.num_computed + chunk * (chunk + 1) // 2
+        if room_s is not None:
+            room_s -= self.model.cost(chunk, pairs)
+        tree, block_end = self.tree, (seq.num_in_tree + 1) * self.block_size
+        if tree is not None and seq.epoch == tree.epoch and seq.num_computed + chunk >= block_end:
+            self._being_computed.add(tree.key(seq.parent, seq.tokens, seq.num_in_tree))
+        plan.seqs.append(seq)
+        plan.chunks.append(chunk)
+        plan.num_tokens += chunk
+        plan.num_pairs += pairs
+        return room_s
+
+    def _catch_up(self, seq: Sequence) -> bool:
+        """Takes over blocks that others have computed since; False if the next one is being computed in this step."""
+        tree, size = self.tree, self.block_size
+        if tree is None or seq.epoch != tree.epoch:
+            return True
+        reusable = self._reusable(seq)
+        while (seq.num_in_tree + 1) * size <= reusable:
+            key = tree.key(seq.parent, seq.tokens, seq.num_in_tree)
+            block = tree.find(key)
+            if block is None:
+                return key not in self._being_computed
+            self.pool.share(block)
+            self.pool.release((seq.blocks[seq.num_in_tree],))
+            self._adopt(seq, block)
+            if seq.first_token_s is None and seq.num_preemptions == 0:
+                self._count_cached(seq, seq.num_in_tree * size - seq.num_computed)
+            seq.num_computed = seq.num_in_tree * size
+        return True
+
+    def _adopt(self, seq: Sequence, block: int) -> None:
+        """Makes a node of the tree the sequence's next one, in its block table too."""
+        seq.blocks[seq.num_in_tree] = block
+        self.slots.tables[seq.slot, seq.num_in_tree] = block
+        seq.num_in_tree += 1
+        seq.parent = block
+
+    # --- after the step -------------------------------------------------------------------------------------------
+
+    def commit(self, seq: Sequence) -> None:
+        """Puts the blocks of a running sequence that are full and computed into the prefix tree."""
+        tree = self.tree
+        if tree is None or seq.epoch != tree.epoch:
+            return
+        while (seq.num_in_tree + 1) * self.block_size <= seq.num_computed:
+            key = tree.key(seq.parent, seq.tokens, seq.num_in_tree)
+            self._adopt(seq, tree.insert(key, seq.blocks[seq.num_in_tree]))
+
+    def check(self) -> None:
+        """Raises AssertionError unless blocks, slots and order are consistent."""
+        self.pool.check(seq.blocks for seq in self.running)
+        if self.tree is not None:
+            self.tree.check()
+        assert self.running == sorted(self.running, key=_by_rank)
+        assert self.waiting == sorted(self.waiting, key=_by_rank)
+        assert self.slots.num_free + len(self.running) == self.max_running
+        assert len({seq.slot for seq in self.running}) == len(self.running)
+        for seq in self.running:
+            row = self.slots.tables[seq.slot].tolist()
+            assert row == seq.blocks + [-1] * (len(row) - len(seq.blocks)), f"the table of {seq.rank} is stale"
+            assert len(seq.blocks) * self.block_size >= seq.num_computed
+            assert seq.num_computed < seq.num_tokens
+        for seq in self.waiting:
+            assert not seq.blocks and seq.num_computed == 0

@@ -1,0 +1,121 @@
+"""CpuRunner's own errors, and what its fingerprint depends on."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoints import make_checkpoint
+from steps import batch_of_one, make_runner
+from trivet import _core
+from trivet.engine.cpu_runner import choose_isa, choose_threads
+from trivet.errors import ConfigError, UnsupportedCpu
+
+VOCAB = 320
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("runner") / "m")
+
+
+def test_one_step_at_a_time(folder: Path) -> None:
+    runner = make_runner(folder)
+    with pytest.raises(ValueError, match="no step 1 to collect"):
+        runner.collect(1)
+    handle = runner.submit(batch_of_one([1, 2], 0, VOCAB, [0]))
+    with pytest.raises(ValueError, match="collect it first"):
+        runner.submit(batch_of_one([1, 2], 0, VOCAB, [0]))
+    assert runner.collect(handle).logits.shape == (2, VOCAB)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"token_ids": np.array([1, VOCAB], np.int32)}, "token id 320 is outside the vocabulary"),
+        ({"token_ids": np.array([1, -1], np.int32)}, "token id -1 is outside the vocabulary"),
+        ({"context_lens": np.array([1], np.int32)}, "2 new tokens and a context of 1"),
+        ({"context_lens": np.array([5000], np.int32)}, "a context of 5000"),
+        ({"context_lens": np.array([33], np.int32)}, "the block table of sequence 0 is too short"),
+        ({"block_tables": np.array([[64]], np.int32)}, "block 64 of sequence 0 does not exist"),
+        ({"block_tables": np.array([[-1]], np.int32)}, "block -1 of sequence 0 does not exist"),
+        ({"seq_starts": np.array([0, 3], np.int32)}, "do not agree"),
+        ({"logits_rows": np.array([2], np.int32)}, "row 2 is not in the step"),
+        ({"sample_rows": np.array([0], np.int32)}, "the arrays of sampled rows differ in length"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_and_the_runner_lives_on(folder: Path, change: Any, message: str) -> None:
+    runner, good = make_runner(folder), batch_of_one([1, 2], 0, VOCAB, [0])
+    with pytest.raises(ValueError, match=message):
+        runner.submit(dataclasses.replace(good, **change))
+    assert np.isfinite(runner.collect(runner.submit(good)).logits).all()
+
+
+def test_a_wrong_dtype_is_not_converted(folder: Path) -> None:
+    runner, good = make_runner(folder), batch_of_one([1, 2], 0, VOCAB, [0])
+    with pytest.raises(TypeError):
+        runner.submit(dataclasses.replace(good, token_ids=np.array([1, 2], np.int64)))
+
+
+def test_too_many_tokens_are_refused(folder: Path) -> None:
+    runner = make_runner(folder, max_tokens=32, max_num_seqs=4)
+    with pytest.raises(ValueError, match="the step has 33 tokens, but 1 to 32 are possible"):
+        runner.submit(batch_of_one([1] * 33, 0, VOCAB, [0, 1]))
+
+
+def test_numerics_name_weights_precision_and_kv_type_but_not_threads(folder: Path, tmp_path: Path) -> None:
+    def numerics(at: Path, **settings: Any) -> str:
+        return make_runner(at, **settings).capabilities.numerics
+
+    assert numerics(folder, threads=1) == numerics(folder, threads=2, num_blocks=8)
+    other = make_checkpoint(tmp_path / "other", seed=5)
+    different = {numerics(folder), numerics(folder, kv="int8"), numerics(folder, precision="int8"), numerics(other)}
+    assert len(different) == 4
+
+
+def test_a_step_allocates_no_memory_that_it_keeps(folder: Path) -> None:
+    """Resident memory after 300 steps is what it was after 50."""
+    runner = make_runner(folder)
+
+    def rss() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            runner.collect(runner.submit(batch_of_one([1, 2, 3], 0, VOCAB, [0])))
+
+    run(50)
+    before = rss()
+    run(300)
+    assert rss() - before < 2**20
+
+
+def test_the_tier_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _core.isa()
+    try:
+        monkeypatch.setenv("TRIVET_ISA", "baseline")
+        assert choose_isa() == "baseline" == _core.isa()
+        monkeypatch.setenv("TRIVET_ISA", "sse9")
+        with pytest.raises(ConfigError, match="TRIVET_ISA is 'sse9'"):
+            choose_isa()
+        monkeypatch.setenv("TRIVET_ISA", "amx")
+        monkeypatch.setattr(_core, "available_isas", lambda: ["baseline"])
+        with pytest.raises(UnsupportedCpu, match="asks for amx, but this CPU offers baseline"):
+            choose_isa()
+    finally:
+        _core.set_isa(before)
+
+
+def test_threads_come_from_setting_environment_or_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRIVET_THREADS", raising=False)
+    assert choose_threads(None) == _core.allowed_threads() >= 1
+    assert choose_threads(1) == 1
+    monkeypatch.setenv("TRIVET_THREADS", "1")
+    assert choose_threads(None) == 1
+    monkeypatch.setenv("TRIVET_THREADS", "two")
+    with pytest.raises(ConfigError, match="TRIVET_THREADS is 'two'"):
+        choose_threads(None)

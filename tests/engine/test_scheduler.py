@@ -1,0 +1,309 @@
+"""Who runs next, how much, and who gives way: order, budget, inter-token target, memory, fairness."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from driving import Driver, alone, request
+from fake_runner import Cost, FakeRunner
+
+from trivet.engine.messages import Tokens
+
+
+def chunks(driver: Driver) -> list[int]:
+    """Tokens of each sequence in the last step."""
+    starts = driver.runner.batches[-1].seq_starts.tolist()
+    return [b - a for a, b in itertools.pairwise(starts)]
+
+
+def heard(driver: Driver) -> set[str]:
+    """Requests that got a token in the step that this runs."""
+    return {event.request_id for event in driver.step() if isinstance(event, Tokens)}
+
+
+# --- order and budget -------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_spread_over_steps_within_the_budget() -> None:
+    driver = Driver(max_tokens_per_step=40)
+    driver.add(request("a", 100), request("b", [1] * 30))
+    seen = []
+    while driver.engine.has_work:
+        driver.step()
+        seen.append(chunks(driver))
+    assert seen[:4] == [[40], [40], [20, 20], [1, 10]]
+    assert seen[4:] == [[1, 1]] * 6 + [[1]]
+
+
+def test_lower_priority_numbers_start_first_and_arrival_decides_among_equals() -> None:
+    driver = Driver(max_num_seqs=1)
+    driver.add(
+        *(
+            request(name, [i] * 5, max_tokens=2, priority=p)
+            for i, (name, p) in enumerate([("running", 0), ("low", 5), ("first", 0), ("second", 0), ("urgent", -5)])
+        )
+    )
+    order: list[str] = []
+    while driver.engine.has_work:
+        for name in heard(driver):
+            if name not in order:
+                order.append(name)
+    assert order == ["urgent", "running", "first", "second", "low"]
+
+
+@pytest.mark.parametrize(("max_num_seqs", "max_tokens", "expected"), [(3, 512, 3), (64, 2, 2), (64, 512, 5)])
+def test_no_more_run_than_slots_and_tokens_allow(max_num_seqs: int, max_tokens: int, expected: int) -> None:
+    driver = Driver(max_num_seqs=max_num_seqs, max_tokens_per_step=max_tokens)
+    driver.add(*(request(f"r{i}", [i], max_tokens=20) for i in range(5)))
+    most = 0
+    while driver.engine.has_work:
+        driver.step()
+        most = max(most, len(driver.runner.batches[-1].context_lens))
+    assert most == expected
+    assert all(len(output.token_ids) == 20 for output in driver.outputs.values())
+
+
+def test_a_budget_of_one_token_serves_everybody() -> None:
+    driver = Driver(max_tokens_per_step=1)
+    driver.add(request("a", 40), request("b", 35, n=2))
+    driver.run()
+    assert driver.tokens("a") == alone(request(prompt=40))[0].token_ids
+    assert len(driver.tokens("b", 1)) == 8
+
+
+def test_the_runner_bounds_the_step_too() -> None:
+    driver = Driver(FakeRunner(max_tokens_per_step=16, max_seqs_per_step=2), max_tokens_per_step=512)
+    driver.add(*(request(f"r{i}", [i] * 30) for i in range(4)))
+    driver.run()
+    assert all(len(batch.token_ids) <= 16 and len(batch.context_lens) <= 2 for batch in driver.runner.batches)
+
+
+def test_streams_get_a_token_in_every_step_while_a_huge_prompt_comes_in() -> None:
+    driver = Driver(FakeRunner(num_blocks=512, max_context=8192), max_tokens_per_step=64)
+    names = {f"s{i}" for i in range(4)}
+    driver.add(*(request(name, [i] * 5, max_tokens=200) for i, name in enumerate(sorted(names))))
+    driver.step()
+    driver.add(request("huge", [i % 50 for i in range(6000)], max_tokens=1))
+    for _ in range(99):
+        assert heard(driver) == names
+        assert sum(chunks(driver)) == 64, "and the prompt gets all that is left"
+    assert heard(driver) == names | {"huge"}
+
+
+# --- the inter-token target -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_pair", [0.0, 2e-7])
+def test_steps_keep_the_inter_token_target_while_a_prompt_comes_in(per_pair: float) -> None:
+    runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.020, 0.0005, per_pair))
+    driver = Driver(runner, itl_target_s=0.1, max_tokens_per_step=2048)
+    driver.add(request("warm-up", [9] * 300, max_tokens=1))
+    driver.run()
+    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(4)))
+    driver.step()
+    driver.add(request("huge", [i % 50 for i in range(6000)], max_tokens=1))
+    times, sizes = [], []
+    while not driver.outputs["huge", 0].finish_reason:
+        before = runner.clock.now
+        driver.step()
+        times.append(runner.clock.now - before)
+        sizes.append(sum(chunks(driver)) - 4)
+    assert max(times[3:]) <= 0.1 * 1.02
+    assert min(sizes[:-1]) >= 32
+    assert sum(times[3:-1]) / len(times[3:-1]) > 0.8 * 0.1, "what the target leaves is used"
+
+
+def test_a_target_that_cannot_be_kept_still_lets_prompts_move_by_a_block() -> None:
+    runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.050, 0.001))
+    driver = Driver(runner, itl_target_s=0.01, max_tokens_per_step=2048)
+    driver.add(request("s", [1], max_tokens=100))
+    driver.step()
+    driver.add(request("p", 400, max_tokens=1), request("q", [3] * 100, max_tokens=1))
+    driver.step()
+    sizes = []
+    while not driver.outputs["q", 0].finish_reason:
+        driver.step()
+        sizes.append(sum(chunks(driver)) - 1)
+    assert sizes[1:-2].count(32) >= 9 and max(sizes[1:-2]) == 32
+    assert len(driver.tokens("p")) == len(driver.tokens("q")) == 1
+
+
+def test_a_prompt_alone_is_not_slowed_by_the_target() -> None:
+    driver = Driver(FakeRunner(cost=Cost(0.05, 0.001)), itl_target_s=0.01)
+    driver.add(request("a", 400, max_tokens=1))
+    driver.step()
+    assert chunks(driver) == [400]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_waits_until_all_its_blocks_fit() -> None:
+    driver = Driver(FakeRunner(num_blocks=6))
+    driver.add(request("a", [1] * 90, max_tokens=20), request("b", [2] * 90, max_tokens=20))
+    driver.step()
+    assert chunks(driver) == [90] and driver.engine.stats().num_waiting == 1
+    while driver.engine.stats().num_waiting:
+        assert driver.outputs["a", 0].finish_reason is None, "it could have started"
+        driver.step()
+        if driver.outputs["a", 0].finish_reason:
+            break
+    driver.run()
+    assert driver.engine.stats().num_preemptions == 0
+    assert len(driver.tokens("b")) == 20
+
+
+def test_the_last_in_order_gives_way_and_keeps_its_output() -> None:
+    driver = Driver(FakeRunner(num_blocks=4))
+    driver.add(request("first", [1] * 30, max_tokens=60), request("last", [2] * 28, max_tokens=60))
+    while driver.engine.stats().num_preemptions == 0:
+        driver.step()
+    assert driver.engine.stats().num_running == 1
+    kept = list(driver.tokens("last"))
+    assert kept
+    driver.add(request("newcomer", [3] * 5, max_tokens=1))
+    while not driver.outputs["last", 0].finish_reason:
+        assert "newcomer" not in driver.outputs or len(driver.tokens("last")) > len(kept), "it waits behind"
+        driver.step()
+    assert driver.tokens("last")[: len(kept)] == kept
+    assert driver.tokens("last") == alone(request("x", [2] * 28, max_tokens=60))[0].token_ids
+    timings = driver.outputs["last", 0].timings
+    assert timings is not None and timings.num_preemptions >= 1
+
+
+def test_the_lowest_priority_gives_way_even_if_it_came_first() -> None:
+    driver = Driver(FakeRunner(num_blocks=4))
+    driver.add(request("cheap", [1] * 30, max_tokens=60, priority=9))
+    driver.step()
+    driver.add(request("dear", [2] * 28, max_tokens=60))
+    driver.run()
+    cheap, dear = driver.outputs["cheap", 0].timings, driver.outputs["dear", 0].timings
+    assert cheap is not None and dear is not None
+    assert cheap.num_preemptions >= 1 and dear.num_preemptions == 0
+
+
+def test_nobody_starts_in_a_step_that_preempted() -> None:
+    driver = Driver(FakeRunner(num_blocks=6))
+    driver.add(request("first", [1] * 30, max_tokens=100), request("last", [2] * 80, max_tokens=100))
+    while driver.engine.scheduler.pool.num_available:
+        driver.step()
+    driver.add(request("newcomer", [3] * 5, max_tokens=1, priority=-1))
+    while driver.engine.stats().num_preemptions == 0:
+        driver.step()
+    assert heard(driver) == {"first", "newcomer"}, "it fits as soon as the other one gave way"
+    assert driver.engine.stats().num_preemptions == 1
+    assert [len(batch.context_lens) for batch in driver.runner.batches[-3:]] == [2, 1, 2]
+    driver.run()
+
+
+def test_a_resumed_sequence_finds_its_own_blocks() -> None:
+    driver = Driver(FakeRunner(num_blocks=7))
+    driver.add(request("first", [1] * 30, max_tokens=100), request("last", [2] * 60, max_tokens=70))
+    before = 0
+    while driver.engine.stats().num_preemptions == 0:
+        before = len(driver.tokens("last"))
+        driver.step()
+    while len(driver.tokens("last")) == before:
+        driver.step()
+    length = 60 + before
+    assert max(chunks(driver)) < length, "its full blocks were still in the tree"
+    driver.run()
+
+
+def test_everybody_finishes_however_tight_the_memory() -> None:
+    rng = random.Random(5)
+    driver = Driver(FakeRunner(num_blocks=10, max_context=320), max_num_seqs=16, max_tokens_per_step=64)
+    requests = [
+        request(
+            f"r{i}",
+            [rng.randrange(50) for _ in range(rng.randint(1, 150))],
+            max_tokens=rng.randint(1, 150),
+            priority=rng.randint(0, 2),
+        )
+        for i in range(40)
+    ]
+    driver.add(*requests)
+    driver.run()
+    assert all(len(driver.tokens(r.request_id)) == r.sampling.max_tokens for r in requests)
+    assert driver.engine.stats().num_preemptions > 0
+
+
+# --- sharing ----------------------------------------------------------------------------------------------------------
+
+
+def computed(driver: Driver) -> int:
+    return sum(len(batch.token_ids) for batch in driver.runner.batches)
+
+
+def test_requests_with_one_prefix_that_come_at_once_compute_it_once() -> None:
+    driver = Driver(FakeRunner(num_blocks=64))
+    prefix = [i % 50 for i in range(128)]
+    driver.add(*(request(f"r{i}", [*prefix, i, i], max_tokens=1) for i in range(10)))
+    driver.run()
+    assert computed(driver) == 130 + 9 * 2
+    assert {o.timings.num_cached_tokens for o in driver.outputs.values() if o.timings} == {0, 128}
+
+
+def test_a_prompt_under_way_takes_over_what_another_computed() -> None:
+    """Both are under way when the first one's blocks become known; equal blocks are then held once."""
+    driver = Driver(FakeRunner(num_blocks=64), max_tokens_per_step=96)
+    prompt = [i % 50 for i in range(200)]
+    driver.add(request("other", [7] * 50, max_tokens=2), request("a", prompt, max_tokens=30))
+    driver.step()
+    driver.add(request("b", [*prompt, 1], max_tokens=30))
+    driver.run()
+    b = driver.outputs["b", 0]
+    assert b.timings is not None and b.timings.num_cached_tokens == 192
+    assert driver.tokens("a") == alone(request("a", prompt, max_tokens=30))[0].token_ids
+    assert b.token_ids == alone(request("b", [*prompt, 1], max_tokens=30))[0].token_ids
+
+
+def test_output_blocks_serve_the_next_turn_of_a_conversation() -> None:
+    driver = Driver()
+    driver.add(request("turn-1", 20, max_tokens=50))
+    driver.run()
+    history = [*request("turn-1", 20).prompt_token_ids, *driver.tokens("turn-1")]
+    driver.add(request("turn-2", [*history, 1, 2, 3]))
+    driver.run()
+    timings = driver.outputs["turn-2", 0].timings
+    assert timings is not None and timings.num_cached_tokens == 64
+
+
+def test_a_long_output_is_kept_whole() -> None:
+    driver = Driver(FakeRunner(max_context=1024))
+    driver.add(request("turn-1", 20, max_tokens=700))
+    driver.run()
+    history = [*request("turn-1", 20).prompt_token_ids, *driver.tokens("turn-1")]
+    driver.add(request("turn-2", history))
+    driver.run()
+    timings = driver.outputs["turn-2", 0].timings
+    assert timings is not None and timings.num_cached_tokens == 704
+
+
+def test_a_whole_prompt_in_the_cache_still_runs_its_last_token() -> None:
+    driver = Driver()
+    for name in ("cold", "warm"):
+        driver.add(request(name, 64, max_tokens=1))
+        driver.run()
+    assert chunks(driver) == [32], "the last block is computed again for its last row"
+    assert driver.tokens("cold") == driver.tokens("warm")
+
+
+def test_without_prefix_caching_nothing_is_kept_or_shared() -> None:
+    driver = Driver(prefix_caching=False)
+    driver.add(request("a", 100, n=2), request("b", 100))
+    driver.run()
+    stats = driver.engine.stats()
+    assert computed(driver) == 300 + 3 * 7
+    assert stats.kv_blocks_cached == stats.prefix_queries_tokens == stats.prefix_hits_tokens == 0
+
+
+def test_cached_blocks_give_way_to_running_sequences() -> None:
+    driver = Driver(FakeRunner(num_blocks=6))
+    for i in range(5):
+        driver.add(request(f"r{i}", [i] * 100, max_tokens=30))
+        driver.run()
+    assert driver.engine.stats().kv_blocks_cached <= 6
+    assert len(driver.outputs) == 5
