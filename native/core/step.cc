@@ -343,6 +343,8 @@ struct Step {
 }  // namespace
 
 void Executor::step(const StepInput& in, const StepOutput& out) {
+  // Engines of one process share the pool, and tile shapes belong to its threads for a whole step: steps take turns.
+  const PoolTurn turn(num_threads_);
   const Step step{model_, cache_, kernels(), *s_, num_threads_, in, in.num_tokens};
   const unsigned mode = _mm_getcsr();
   parallel(num_threads_, [](int, int) {

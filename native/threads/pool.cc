@@ -22,6 +22,7 @@ constexpr uint32_t kActiveMask = 1023;
 
 struct Pool {
   std::mutex region;  // one parallel region at a time
+  std::mutex turn;    // one PoolTurn at a time
   // Low 10 bits: threads of this region; the rest counts regions. One word, so that a late thread cannot mix two.
   std::atomic<uint32_t> generation{0};
   std::atomic<int> running{0};
@@ -102,6 +103,17 @@ void grow_pool(int num_threads) {
   std::lock_guard<std::mutex> region(pool->region);
   while (pool->size < num_threads) std::thread(worker, pool, pool->size++).detach();
   pool->spin = pool->size <= affinity_count();  // spinning with more threads than cores starves the others
+}
+
+PoolTurn::PoolTurn(int num_threads) : pool_(nullptr) {
+  if (num_threads <= 1) return;  // the caller alone: nothing is shared
+  grow_pool(num_threads);
+  pool_ = pool;
+  pool->turn.lock();
+}
+
+PoolTurn::~PoolTurn() {
+  if (pool_) static_cast<Pool*>(pool_)->turn.unlock();
 }
 
 void parallel(int num_threads, Body body, void* ctx) {

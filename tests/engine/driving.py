@@ -132,8 +132,10 @@ class Driver:
         assert event.request_id not in self.failures, "tokens after a failure"
         output.token_ids += event.token_ids
         output.logprobs += event.logprobs or []
-        output.finish_reason, output.stop_id, output.timings = event.finish_reason, event.stop_id, event.timings
-        assert (event.finish_reason is None) == (event.timings is None)
+        is_first = output.timings is None
+        output.finish_reason, output.stop_id = event.finish_reason, event.stop_id
+        assert (event.timings is not None) == (is_first or event.finish_reason is not None)
+        output.timings = event.timings or output.timings
 
 
 def alone(message: EngineRequest, **runner: object) -> dict[int, Output]:

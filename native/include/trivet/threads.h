@@ -24,6 +24,19 @@ void parallel(int num_threads, F&& f) {
 // Makes sure that the pool has at least num_threads threads; never shrinks.
 void grow_pool(int num_threads);
 
+// Holds the pool for many regions in a row, where its threads keep state between them (tile shapes during a step).
+// Other holders wait; regions of callers that hold no turn still come in between.
+class PoolTurn {
+ public:
+  explicit PoolTurn(int num_threads);
+  ~PoolTurn();
+  PoolTurn(const PoolTurn&) = delete;
+  PoolTurn& operator=(const PoolTurn&) = delete;
+
+ private:
+  void* pool_;
+};
+
 // The half-open range [begin, end) of thread t when `count` things are shared by n threads in steps of `grain`.
 struct Range {
   size_t begin, end;

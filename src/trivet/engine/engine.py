@@ -211,7 +211,8 @@ class Engine:
                     logprobs=logprobs,
                     finish_reason=reason,
                     stop_id=None if is_text else token_id,
-                    timings=None if reason is None else seq.timings(end_s),
+                    # with the first token too, since a stop string may end the sequence where the engine cannot see
+                    timings=seq.timings(end_s) if reason is not None or seq.num_outputs == 0 else None,
                 )
             )
             self.counters.generation_tokens += is_text

@@ -82,7 +82,9 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of the text; with special tokens as the tokenizer says for a bare prompt: BOS once, or none."""
-        ids = list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        # the batch call gives the interpreter lock up: one long text must not stop every stream
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids = list(encoding.ids)
         if add_special_tokens and self.bos_id is not None:
             if self._prepend_bos and ids[:1] != [self.bos_id]:
                 ids.insert(0, self.bos_id)
