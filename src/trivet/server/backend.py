@@ -1,0 +1,83 @@
+"""`Backend`: the engine, tokenizer and chat template of the served model, as the handlers use them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trivet.engine.async_engine import AsyncEngine
+from trivet.engine.messages import EngineInfo, EngineStats
+from trivet.errors import InvalidRequest
+
+INLINE_CHARS = 8192  # longer text is tokenized in a thread, so that the event loop never computes
+
+
+class Tokenizer(Protocol):
+    """What the handlers need of `models.tokenizer.Tokenizer`."""
+
+    bos_id: int | None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+
+class ChatTemplate(Protocol):
+    """What the handlers need of `models.chat.ChatTemplate`."""
+
+    @property
+    def render(self) -> Callable[..., str]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """A model that answers."""
+
+    engine: AsyncEngine
+    tokenizer: Tokenizer
+    template: ChatTemplate | None = None
+    num_restarts: Callable[[], int] = lambda: 0
+    gave_up: Callable[[], bool] = lambda: False  # the engine is dead and is not started again
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    @property
+    def alive(self) -> bool:
+        return self.engine.alive
+
+    def stats(self) -> EngineStats | None:
+        return self.engine.stats()
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`; long text is handled in a thread."""
+        if len(text) <= INLINE_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+    async def decode(self, token_ids: list[int]) -> str:
+        """The text of a prompt of token ids, special tokens left out; a long one is handled in a thread."""
+        if len(token_ids) <= INLINE_CHARS:
+            return self.tokenizer.decode(token_ids)
+        return await asyncio.to_thread(self.tokenizer.decode, token_ids)
+
+    def num_special_before(self, token_ids: list[int]) -> int:
+        """How many tokens at the beginning of an encoded text are not in the text: BOS."""
+        bos = self.tokenizer.bos_id
+        return int(bos is not None and token_ids[:1] == [bos])
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> list[int]:
+        """Token ids of the rendered conversation; the template writes BOS itself. InvalidRequest without a template."""
+        if self.template is None:
+            raise InvalidRequest(
+                "this model has no chat template, so it cannot take `messages`",
+                hint="send a `prompt` to /v1/completions, or serve a chat model",
+                param="messages",
+                code="no_chat_template",
+            )
+        return await self.encode(self.template.render(messages, **kwargs), add_special_tokens=False)

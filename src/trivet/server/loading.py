@@ -1,0 +1,118 @@
+"""`Loader`: starts the engine and reads the tokenizer beside it, so that the server is ready when the slower is."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from trivet.config import EngineConfig
+from trivet.engine.client import EngineClient
+from trivet.errors import TrivetError
+from trivet.server.lifecycle import Loaded
+from trivet.server.milestones import Milestones
+
+if TYPE_CHECKING:
+    from trivet.models.chat import ChatTemplate
+    from trivet.models.load import LoadedModel
+    from trivet.models.tokenizer import Tokenizer
+
+Text = tuple["Tokenizer", "ChatTemplate | None"]
+
+
+class Loader:
+    """Called on the loading thread; gives back what serves requests, or raises why it cannot."""
+
+    def __init__(self, config: EngineConfig, *, model_name: str, in_process: bool, milestones: Milestones) -> None:
+        self._config = config
+        self._model_name = model_name
+        self._in_process = in_process
+        self._milestones = milestones
+
+    def __call__(self) -> Loaded:
+        return self._load_here() if self._in_process else self._load_child()
+
+    def _load_here(self) -> Loaded:
+        from trivet.engine.assemble import assemble
+        from trivet.engine.in_process import InProcessClient
+
+        assembled = assemble(self._config)
+        client = InProcessClient(assembled)
+        self._milestones.reach("engine is ready")
+        try:
+            return self._loaded(client, assembled.loaded)
+        except BaseException:
+            client.close()
+            raise
+
+    def _load_child(self) -> Loaded:
+        from trivet.engine.child import ChildProcessClient
+
+        child = ChildProcessClient(self._config)
+        self._milestones.reach("engine process is started")
+        try:
+            text = self._read_text()
+            child.wait_ready()
+            self._milestones.reach("engine is ready")
+            from trivet.models.load import load_model
+
+            model = load_model(self._config.model)  # the child has packed it: this maps a file and reads settings
+            model.tokenizer, model.chat_template = text.result()
+            return self._loaded(child, model)
+        except BaseException:
+            child.close()
+            raise
+
+    def _read_text(self) -> Future[Text]:
+        """The tokenizer and the chat template, read on a thread of its own."""
+        future: Future[Text] = Future()
+
+        def read() -> None:
+            try:
+                from trivet.models.chat import ChatTemplate
+                from trivet.models.source import find_model
+                from trivet.models.tokenizer import Tokenizer
+
+                folder, _ = find_model(self._config.model.path)
+                tokenizer, template = Tokenizer.from_folder(folder), ChatTemplate.from_folder(folder)
+            except BaseException as error:
+                future.set_exception(error)
+                return
+            self._milestones.reach("tokenizer is read")
+            future.set_result((tokenizer, template))
+            if template is not None:
+                _warm_up(template)
+
+        Thread(target=read, name="trivet-tokenizer", daemon=True).start()
+        return future
+
+    def _loaded(self, client: EngineClient, model: LoadedModel) -> Loaded:
+        from trivet.engine.async_engine import AsyncEngine
+        from trivet.engine.child import ChildProcessClient, ChildState
+        from trivet.engine.defaults import SamplingDefaults
+        from trivet.server.backend import Backend
+
+        defaults = SamplingDefaults.of(
+            model.generation_config,
+            max_context=client.info.max_context,
+            eos_ids=model.eos_ids,
+            model_name=self._model_name,
+        )
+        engine = AsyncEngine(client, model.tokenizer, defaults)
+        backend = Backend(engine=engine, tokenizer=model.tokenizer, template=model.chat_template)
+        if isinstance(client, ChildProcessClient):
+            child = client
+            backend = replace(
+                backend,
+                num_restarts=lambda: child.num_restarts,
+                gave_up=lambda: child.state is ChildState.GAVE_UP,
+            )
+        return Loaded(backend=backend, client=client)
+
+
+def _warm_up(template: ChatTemplate) -> None:
+    """Compiles the template now rather than with the first request; what it thinks of a message is for later."""
+    with suppress(TrivetError):
+        template.render([{"role": "user", "content": ""}])

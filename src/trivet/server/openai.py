@@ -1,0 +1,158 @@
+"""The OpenAI API: parse, tokenize, hand to the engine, answer. A request's way starts here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from trivet.errors import Overloaded
+from trivet.server.backend import Backend
+from trivet.server.bodies import Body, ChatBody, CompletionBody, parse, prompts_of
+from trivet.server.errors import ClientLeft
+from trivet.server.job import Job
+from trivet.server.logprobs import TokenTexts
+from trivet.server.messages import chat_messages
+from trivet.server.params import Wanted, chat_wanted, completion_wanted
+from trivet.server.replies import ChatReplies, CompletionReplies, PreparedPrompt, Replies
+from trivet.server.security import read_body
+from trivet.server.serving import Serving
+from trivet.server.sse import EventStream, or_disconnect
+
+HEADERS_AFTER_S = 5.0  # a stream's status waits this long for the first token, so that early errors keep their status
+
+Prepare = Callable[[Backend, Any], Awaitable[tuple[list[PreparedPrompt], Wanted]]]
+
+
+async def completions(request: Request) -> Response:
+    """`POST /v1/completions`."""
+    return await _answer(request, CompletionBody, _prepare_completion, CompletionReplies, "cmpl")
+
+
+async def chat_completions(request: Request) -> Response:
+    """`POST /v1/chat/completions`."""
+    return await _answer(request, ChatBody, _prepare_chat, ChatReplies, "chatcmpl")
+
+
+async def list_models(request: Request) -> Response:
+    """`GET /v1/models`."""
+    return json_response({"object": "list", "data": [_model(request.app.state.serving)]})
+
+
+async def one_model(request: Request) -> Response:
+    """`GET /v1/models/{id}`; a name may hold slashes."""
+    serving: Serving = request.app.state.serving
+    serving.check_model(request.path_params["model"])
+    return json_response(_model(serving))
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
+
+
+async def _answer(
+    request: Request, cls: type[Body], prepare: Prepare, make_replies: type[Replies], prefix: str
+) -> Response:
+    serving: Serving = request.app.state.serving
+    job_id = f"{prefix}-{uuid.uuid4().hex}"
+    headers = {"X-Request-Id": job_id}
+    arrived = time.monotonic()
+    async with AsyncExitStack() as stack:
+        backend = stack.enter_context(serving.admit())
+        stack.enter_context(_failures_counted(serving))
+        raw = await read_body(request.headers, request.receive, max_bytes=serving.config.max_body_bytes)
+        body = parse(raw, cls)
+        serving.check_model(body.model)
+        prompts, wanted = await prepare(backend, body)
+        replies = make_replies(
+            reply_id=job_id,
+            created=int(time.time()),
+            model=serving.model_name,
+            fingerprint=backend.info.fingerprint,
+            texts=TokenTexts(backend.tokenizer),
+            wanted=wanted,
+        )
+        job = Job(serving, backend, job_id, arrived)
+        stack.push_async_callback(job.close)
+        opening = job.open(
+            prompts,
+            wanted,
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
+            deadline_s=body.deadline_s,
+        )
+        await or_disconnect(request.receive, opening)
+        if not wanted.stream:
+            return json_response(await or_disconnect(request.receive, job.whole(replies)), headers=headers)
+        events = job.events(replies)
+        first = asyncio.ensure_future(anext(events))
+        stack.callback(first.cancel)
+        await or_disconnect(request.receive, _started(first))
+        return EventStream(_from(first, events), headers=headers, closing=stack.pop_all())
+    raise AssertionError("no exit stack swallows exceptions here")
+
+
+async def _prepare_completion(backend: Backend, body: CompletionBody) -> tuple[list[PreparedPrompt], Wanted]:
+    wanted = completion_wanted(body, backend.info.vocab_size)
+    prepared = []
+    for prompt in prompts_of(body, backend.info.vocab_size):
+        if isinstance(prompt, str):
+            ids = await backend.encode(prompt)
+            prepared.append(PreparedPrompt(token_ids=ids, text=prompt, num_unwritten=backend.num_special_before(ids)))
+        else:
+            text = await backend.decode(prompt) if wanted.echo else ""
+            prepared.append(PreparedPrompt(token_ids=prompt, text=text))
+    return prepared, wanted
+
+
+async def _prepare_chat(backend: Backend, body: ChatBody) -> tuple[list[PreparedPrompt], Wanted]:
+    wanted = chat_wanted(body, backend.info.vocab_size)
+    ids = await backend.encode_chat(chat_messages(body.messages), body.chat_template_kwargs or {})
+    return [PreparedPrompt(token_ids=ids)], wanted
+
+
+async def _started(first: asyncio.Future[bytes]) -> None:
+    """Returns when the first part is there, or after `HEADERS_AFTER_S`; raises what ended the stream before it."""
+    await asyncio.wait((first,), timeout=HEADERS_AFTER_S)
+    if first.done():
+        first.result()
+
+
+async def _from(first: asyncio.Future[bytes], events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        yield await first
+        async for part in events:
+            yield part
+
+
+@contextmanager
+def _failures_counted(serving: Serving) -> Iterator[None]:
+    try:
+        yield
+    except ClientLeft:
+        serving.metrics.cancelled()
+        raise
+    except Exception as error:
+        if isinstance(error, Overloaded):
+            serving.metrics.rejected("capacity")
+        serving.metrics.failed(error)
+        raise
+
+
+def _model(serving: Serving) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "id": serving.model_name,
+        "object": "model",
+        "created": serving.created,
+        "owned_by": "trivet",
+    }
+    if serving.backend is not None:
+        made["max_model_len"] = serving.backend.info.max_context
+    return made
