@@ -17,6 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 Family = Literal["llama", "qwen3"]
 Dialect = Literal["v4", "v5"]
