@@ -9,12 +9,19 @@
 namespace trivet {
 namespace {
 
-uint16_t to_bf16(float x) {
-  uint32_t u;
-  std::memcpy(&u, &x, 4);
-  if ((u & 0x7fffffff) > 0x7f800000) return 0;                                 // NaN
-  if ((u & 0x7fffffff) >= 0x7f7f8000) return uint16_t((u >> 16 & 0x8000) | 0x7f7f);  // would round to infinity
-  return uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
+constexpr size_t kMaxHeadDim = 256;
+
+// bf16 of p values, half to even; NaN becomes 0, what would round to infinity the largest finite number. Written
+// without branches, so that compilers make vector code of it.
+void to_bf16(const float* x, size_t p, uint16_t* out) {
+  for (size_t i = 0; i < p; ++i) {
+    uint32_t u;
+    std::memcpy(&u, x + i, 4);
+    const int32_t magnitude = int32_t(u & 0x7fffffff);
+    const uint32_t rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16, most = (u >> 16 & 0x8000) | 0x7f7f;
+    const uint32_t finite = magnitude >= 0x7f7f8000 ? most : rounded;
+    out[i] = uint16_t(magnitude > 0x7f800000 ? 0 : finite);
+  }
 }
 
 // Codes in -127..127 and their scale, of p values.
@@ -63,16 +70,16 @@ void KvCache::write(size_t layer, size_t head, int64_t slot, const float* key, c
   const size_t k0 = at / 16 * 16 * pp + at % 16 * 2, v0 = block_size_ * pp + at / 2 * 2 * pp + at % 2;
   if (!int8_) {
     uint16_t* to = reinterpret_cast<uint16_t*>(block);
-    for (size_t i = 0; i < p; i += 2) {
-      const uint32_t pair = to_bf16(key[i]) | uint32_t(to_bf16(key[i + 1])) << 16;
-      std::memcpy(to + k0 + i * 16, &pair, 4);
-    }
-    for (size_t i = 0; i < p; ++i) to[v0 + 2 * i] = to_bf16(value[i]);
+    uint16_t half[kMaxHeadDim];
+    to_bf16(key, p, half);
+    for (size_t i = 0; i < p; i += 2) std::memcpy(to + k0 + i * 16, half + i, 4);
+    to_bf16(value, p, half);
+    for (size_t i = 0; i < p; ++i) to[v0 + 2 * i] = half[i];
     return;
   }
   int8_t* to = reinterpret_cast<int8_t*>(block);
   float* scales = reinterpret_cast<float*>(block + 2 * block_size_ * pp);
-  int8_t codes[256];
+  int8_t codes[kMaxHeadDim];
   scales[at] = to_int8(key, p, codes);
   for (size_t i = 0; i < p; ++i) to[k0 + i / 2 * 32 + i % 2] = codes[i];
   scales[block_size_ + at] = to_int8(value, p, codes);

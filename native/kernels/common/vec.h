@@ -61,24 +61,22 @@ TRIVET_INLINE void store_first(float* p, const vf& v, size_t n) {
 // Nearest integer, ties to even, for |x| < 2^22.
 TRIVET_INLINE vf round_even(const vf& x) { return (x + 12582912.0f) - 12582912.0f; }
 
-// e^x with relative error below 2^-22 (a test measures it); 1 exactly at 0, 0 below -87, +inf-free (x is cut at 88).
-// Cody and Waite's reduction x = n ln2 + r, |r| <= 0.35, Taylor polynomial of degree 7, 2^n through the exponent bits.
-TRIVET_INLINE vf exp(const vf& x0) {
-  const vf x = min(max(x0, splat(-87.0f)), splat(88.0f));
+// e^x for x <= 0 (or NaN), relative error below 2^-22; exactly 1 at 0, 0 below -87. Cody and Waite's reduction
+// x = n ln2 + r, |r| <= 0.35; then 1 + r q(r) with q of degree 4 (least largest relative error); 2^n through the
+// exponent bits. What comes out below -87 is not a number of use, and is not taken.
+TRIVET_INLINE vf exp_nonpositive(const vf& x) {
   const vf n = round_even(x * 1.44269504f);
   const vf r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  vf p = splat(1.9841270e-4f);
-  p = p * r + 1.3888889e-3f;
-  p = p * r + 8.3333333e-3f;
-  p = p * r + 4.1666667e-2f;
-  p = p * r + 1.6666667e-1f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
+  vf p = r * 8.2902126e-3f + 4.1898049e-2f;
+  p = p * r + 1.66676387e-1f;
+  p = p * r + 4.99991477e-1f;
+  p = p * r + 9.99999702e-1f;
   p = p * r + 1.0f;
   const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
   const vf y = p * as_float(bits);
-  return x0 < -87.0f ? vf{} : y;
+  return x < -87.0f ? vf{} : y;
 }
+TRIVET_INLINE vf exp(const vf& x) { return exp_nonpositive(min(x, splat(88.0f))); }  // x cut at 88: never infinite
 
 // Bits of bf16 in the low half of each lane, round half to even; NaN stays a NaN.
 TRIVET_INLINE vi bf16_bits(const vf& x) {
@@ -93,6 +91,12 @@ TRIVET_INLINE float bf16_to_float(uint16_t h) {
   float f;
   std::memcpy(&f, &u, 4);
   return f;
+}
+// For numbers that are finite or quiet NaN, as arithmetic makes them: without the care for other NaNs.
+TRIVET_INLINE void store_bf16_quick(uint16_t* p, const vf& x) {
+  const vu u = (vu)as_int(x);
+  const vh h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, vh);
+  __builtin_memcpy(p, &h, 32);
 }
 TRIVET_INLINE void store_bf16(uint16_t* p, const vf& x) {
   const vh h = __builtin_convertvector((vu)bf16_bits(x), vh);
