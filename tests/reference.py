@@ -17,7 +17,7 @@ from trivet.formats.unpack import dequantize
 from trivet.models.packing import PackedModel
 
 F64 = NDArray[np.float64]
-KEY_STEP = 128
+KEY_STEP, KEY_SEGMENT = 128, 1024
 
 
 def bf16(x: F64) -> F64:
@@ -85,13 +85,26 @@ class Twin:
         s = bf16(q) @ k.T * scale * k_scale
         s[np.triu(np.ones((t, t), bool), 1)] = -np.inf
         total, out, most = np.zeros(t), np.zeros_like(v), np.full(t, -np.inf)
-        for begin in range(0, t, KEY_STEP):
+        for begin in range(0, t, KEY_SEGMENT):  # each segment with a running maximum of its own, then merged
+            rows = np.arange(t) >= begin
+            part = self.segment(s[rows], v, v_scale, begin)
+            new = np.maximum(most[rows], part[2])
+            a, b = np.exp(most[rows] - new), np.exp(part[2] - new)
+            total[rows] = total[rows] * a + part[0] * b
+            out[rows] = out[rows] * a[:, None] + part[1] * b[:, None]
+            most[rows] = new
+        return out / total[:, None]
+
+    def segment(self, s: F64, v: F64, v_scale: F64, first: int) -> tuple[F64, F64, F64]:
+        """(sum, weighted values, maximum) of the keys first.. of one segment; every row sees at least key `first`."""
+        total, out, most = np.zeros(len(s)), np.zeros((len(s), v.shape[1])), np.full(len(s), -np.inf)
+        for begin in range(first, min(first + KEY_SEGMENT, len(v)), KEY_STEP):
             part = s[:, begin : begin + KEY_STEP]
             new = np.maximum(most, part.max(1))
             a, e = np.exp(most - new), np.exp(part - new[:, None])
             w = bf16(e * v_scale[begin : begin + KEY_STEP])
             total, out, most = total * a + e.sum(1), out * a[:, None] + w @ v[begin : begin + KEY_STEP], new
-        return out / total[:, None]
+        return total, out, most
 
     def logits(self, ids: list[int]) -> F64:
         spec, positions = self.spec, np.arange(len(ids))

@@ -23,12 +23,14 @@ void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const 
   Linear w;
   w.kind = kind == "bf16" ? LinearKind::kBF16 : kind == "i8" ? LinearKind::kI8 : LinearKind::kI4;
   check(kind == "bf16" || kind == "i8" || kind == "i4", "kind must be bf16, i8 or i4");
+  check(epilogue == "store" || epilogue == "add" || epilogue == "silu_mul", "epilogue must be store, add or silu_mul");
   const Epilogue e = epilogue == "add" ? Epilogue::kAdd : epilogue == "silu_mul" ? Epilogue::kSiluMul : Epilogue::kStore;
   const size_t unit = w.kind == LinearKind::kBF16 ? 32 : 64, item = w.kind == LinearKind::kBF16 ? 2 : 1;
   w.n = n;
   w.k = k;
   w.np = (n + 15) / 16 * 16;
   w.kp = (k + unit - 1) / unit * unit;
+  check(e != Epilogue::kSiluMul || w.np % 32 == 0, "silu_mul needs gate and up panels in pairs");
   check(codes.shape(0) == w.np / 16 * w.panel_bytes(), "codes has the wrong size");
   check(x.shape(0) >= (num_rows + 31) / 32 * 32 && x.shape(1) == w.kp * item, "x must be [rows rounded up to 32, Kp]");
   if (w.kind != LinearKind::kBF16)
@@ -48,6 +50,7 @@ void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const 
   }
   const Rows rows{num_rows, w.kp, x.data(), x_scales.data()};
   auto s = scratch(linear_scratch_bytes(w.kp));
+  const FlushDenormals flush;
   tiles_begin();
   kernels().linear[int(w.kind)](w, rows, 0, w.np / 16, e, out.data(), out.shape(1), s.get());
   tiles_end();

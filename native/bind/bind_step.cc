@@ -218,6 +218,13 @@ class PyExecutor {
   }
 
   size_t scratch_bytes() const { return executor_->scratch_bytes(); }
+  void set_profiling(bool on) { executor_->profile.on = on; }
+  nb::dict profile() const {
+    nb::dict out;
+    for (int i = 0; i < int(Operation::kCount); ++i)
+      out[kOperationNames[i]] = nb::make_tuple(executor_->profile.seconds[i], executor_->profile.calls[i]);
+    return out;
+  }
   size_t block_bytes() const { return cache_->block_bytes(); }
 
  private:
@@ -248,6 +255,7 @@ class PyExecutor {
 void bind_step(nb::module_& m) {
   m.def("available_isas", &available_isas, "Kernel tiers that this CPU and kernel allow and that passed their self-test, slowest first.");
   m.def("isa", &isa, "The kernel tier in use.");
+  m.def("isa_notes", &isa_notes, "Why tiers that this CPU seems to have are not available; usually empty.");
   m.def("set_isa", [](const std::string& name) {
     std::string known;
     for (const std::string& n : available_isas()) known += (known.empty() ? "" : ", ") + n;
@@ -262,6 +270,7 @@ void bind_step(nb::module_& m) {
   }, nb::arg("layers"), nb::arg("block_size"), nb::arg("int8"), "Bytes of one block over all layers given as (kv heads, head width).");
 #ifdef TRIVET_FAULTS
   m.def("plant_fault", [](int fault) { planted_fault = Fault(fault); }, nb::arg("fault"));
+  m.def("step_allocations", [] { return step_allocations.load(); });
 #endif
 
   nb::class_<PyModel>(m, "Model", "A packed model in a memory map.")
@@ -272,6 +281,8 @@ void bind_step(nb::module_& m) {
       .def(nb::init<nb::object, size_t, size_t, const std::string&, size_t, int>(), nb::arg("model"), nb::arg("num_blocks"),
            nb::arg("block_size"), nb::arg("kv_dtype"), nb::arg("max_tokens"), nb::arg("num_threads"))
       .def_prop_ro("scratch_bytes", &PyExecutor::scratch_bytes, "Bytes of activations reserved; touched when first used.")
+      .def("set_profiling", &PyExecutor::set_profiling, nb::arg("on"), "Whether steps count the time of each operation.")
+      .def("profile", &PyExecutor::profile, "Operation -> (seconds, calls), counted while profiling was on.")
       .def_prop_ro("block_bytes", &PyExecutor::block_bytes, "Bytes of KV of one block over all layers.")
       .def("step", &PyExecutor::step, nb::arg("token_ids").noconvert(), nb::arg("seq_starts").noconvert(),
            nb::arg("context_lens").noconvert(), nb::arg("block_tables").noconvert(), nb::arg("sample_rows").noconvert(),

@@ -1,5 +1,6 @@
 // The Python module `trivet._core`. Each file under bind/ adds its part; no arithmetic lives here.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include "trivet/threads.h"
 
@@ -8,15 +9,19 @@ namespace nb = nanobind;
 void bind_kernels(nb::module_& m);
 void bind_step(nb::module_& m);
 void bind_pack(nb::module_& m);
+void bind_rope(nb::module_& m);
 void bind_sample(nb::module_& m);
 void bind_measure(nb::module_& m);
 
 NB_MODULE(_core, m) {
   m.doc() = "Trivet's native core: kernels, one transformer step a call, packing, sampling, measuring.";
   m.def("allowed_threads", &trivet::allowed_threads, "Threads that the affinity mask and the CPU quota allow.");
+  m.def("cgroup_quota", &trivet::cgroup_quota, nb::arg("membership") = "/proc/self/cgroup", nb::arg("root") = "/sys/fs/cgroup",
+        "CPUs that the quota of this process's cgroups, and of those above them, allows; 0: no quota.");
   bind_kernels(m);
   bind_step(m);
   bind_pack(m);
+  bind_rope(m);
   bind_sample(m);
   bind_measure(m);
 }

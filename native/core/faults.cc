@@ -2,12 +2,16 @@
 
 #ifdef TRIVET_FAULTS
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
 
 namespace trivet {
 
 Fault planted_fault = Fault::kNone;
+std::atomic<size_t> step_allocations{0};
+std::atomic<bool> counting_allocations{false};
 
 namespace {
 
@@ -90,4 +94,12 @@ bool faulty_attention(const LayerWeights& l, const StepInput& in, const float* q
 }
 
 }  // namespace trivet
+
+void* operator new(size_t size) {
+  if (trivet::counting_allocations.load(std::memory_order_relaxed)) trivet::step_allocations.fetch_add(1);
+  if (void* p = std::malloc(size)) return p;
+  throw std::bad_alloc();
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
 #endif

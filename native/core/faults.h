@@ -3,9 +3,15 @@
 #pragma once
 
 #ifdef TRIVET_FAULTS
+#include <atomic>
+
 #include "trivet/step.h"
 
 namespace trivet {
+
+// Calls of operator new inside steps, on any thread; only this build counts them.
+extern std::atomic<size_t> step_allocations;
+extern std::atomic<bool> counting_allocations;
 
 enum class Fault : int { kNone, kSplitK, kSplitAttention, kFreshKv };
 extern Fault planted_fault;

@@ -45,6 +45,7 @@ double read_once(const uint8_t* data, size_t share_bytes, size_t num_streams, in
 
 bool measure_bandwidth(size_t num_bytes, int num_threads, Bandwidth* out) {
   constexpr size_t kGrain = 4096;
+  const PoolTurn turn(num_threads);
   const size_t share_bytes = std::max(num_bytes / static_cast<size_t>(num_threads) / kGrain, size_t{1}) * kGrain;
   const size_t total = share_bytes * static_cast<size_t>(num_threads);
   void* memory = mmap(nullptr, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -68,6 +69,7 @@ bool measure_bandwidth(size_t num_bytes, int num_threads, Bandwidth* out) {
 
 double measure_peak(PeakKind kind, const std::string& isa, int num_threads) {
   if (!available(isa)) return 0;
+  const PoolTurn turn(num_threads);  // the loops end with tiles released, which a step must not see
   const PeakLoops loops = isa == "amx" ? amx_peaks() : isa == "avx512" ? avx512_peaks() : baseline_peaks();
   const auto loop = kind == PeakKind::kInt8 ? loops.int8 : loops.bf16;
   struct alignas(64) Scratch {

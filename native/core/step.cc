@@ -8,10 +8,9 @@
 // outputs (panels of 16), rows, or attention items; a sum is never split by the number of threads.
 #include "trivet/step.h"
 
-#include <xmmintrin.h>
-
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -24,7 +23,6 @@ namespace trivet {
 namespace {
 
 constexpr size_t kHeadRows = 64;    // rows whose logits are held at once
-constexpr size_t kFlushMode = 0x8040;  // MXCSR: flush-to-zero and denormals-are-zero, as the tile unit does
 
 // Memory whose pages are touched when first used.
 template <class T>
@@ -45,6 +43,9 @@ class Buffer {
   size_t bytes_;
   T* data_;
 };
+
+// The pool's threads are ours: what they compute outside a step does not mind.
+void flush_denormals_for_good() { __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040); }
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -140,8 +141,26 @@ struct Step {
   const Kernels& k;
   Executor::Scratch& s;
   int threads;
+  Profile& profile;
   const StepInput& in;
   size_t num_tokens;
+
+  // Runs f and, when asked to, counts its time.
+  template <class F>
+  auto timed(Operation operation, F&& f) const {
+    struct Timer {
+      Profile& profile;
+      int at;
+      std::chrono::steady_clock::time_point begin;
+      ~Timer() {
+        if (!profile.on) return;
+        profile.seconds[at] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+        ++profile.calls[at];
+      }
+    };
+    const Timer timer{profile, int(operation), profile.on ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point()};
+    return f();
+  }
 
   // Splits `count` rows over the threads; few rows stay on the caller, where a barrier would cost more than they do.
   template <class F>
@@ -158,6 +177,10 @@ struct Step {
 
   // Rows ready for `w`: normed (weight may be null), then rounded to bf16 or quantized a row at a time.
   Rows prepare(const float* x, size_t ld, size_t count, const float* norm_weight, const Linear& w) const {
+    timed(Operation::kPrepare, [&] { prepare_rows(x, ld, count, norm_weight, w); });
+    return {count, w.kp, s.operand.get(), s.row_scales.get()};
+  }
+  void prepare_rows(const float* x, size_t ld, size_t count, const float* norm_weight, const Linear& w) const {
     for_rows(count, 4, [&](size_t r, int t) {
       const float* row = x + r * ld;
       if (norm_weight) {
@@ -170,10 +193,12 @@ struct Step {
       else
         k.quantize(row, w.k, w.kp, reinterpret_cast<int8_t*>(s.operand.get()) + r * w.kp, s.row_scales.get() + r);
     });
-    return {count, w.kp, s.operand.get(), s.row_scales.get()};
   }
 
-  void product(const Linear& w, const Rows& x, Epilogue epilogue, float* out, size_t ld) const {
+  void product(Operation operation, const Linear& w, const Rows& x, Epilogue epilogue, float* out, size_t ld) const {
+    timed(operation, [&] { run_panels(w, x, epilogue, out, ld); });
+  }
+  void run_panels(const Linear& w, const Rows& x, Epilogue epilogue, float* out, size_t ld) const {
 #ifdef TRIVET_FAULTS
     if (planted_fault == Fault::kSplitK && faulty_product(w, x, epilogue, out, ld, threads)) return;
 #endif
@@ -284,12 +309,12 @@ struct Step {
 
   void layer(const LayerWeights& l, size_t index) const {
     float* x = s.x.get();
-    product(l.qkv, prepare(x, model.dim, num_tokens, l.attn_norm, l.qkv), Epilogue::kStore, s.qkv.get(), s.qkv_ld);
-    write_kv(l, index);
-    attention(l, index);
-    product(l.o, prepare(s.attn.get(), s.attn_ld, num_tokens, nullptr, l.o), Epilogue::kAdd, x, model.dim);
-    product(l.gate_up, prepare(x, model.dim, num_tokens, l.mlp_norm, l.gate_up), Epilogue::kSiluMul, s.act.get(), s.act_ld);
-    product(l.down, prepare(s.act.get(), s.act_ld, num_tokens, nullptr, l.down), Epilogue::kAdd, x, model.dim);
+    product(Operation::kQkv, l.qkv, prepare(x, model.dim, num_tokens, l.attn_norm, l.qkv), Epilogue::kStore, s.qkv.get(), s.qkv_ld);
+    timed(Operation::kKv, [&] { write_kv(l, index); });
+    timed(Operation::kAttention, [&] { attention(l, index); });
+    product(Operation::kO, l.o, prepare(s.attn.get(), s.attn_ld, num_tokens, nullptr, l.o), Epilogue::kAdd, x, model.dim);
+    product(Operation::kGateUp, l.gate_up, prepare(x, model.dim, num_tokens, l.mlp_norm, l.gate_up), Epilogue::kSiluMul, s.act.get(), s.act_ld);
+    product(Operation::kDown, l.down, prepare(s.act.get(), s.act_ld, num_tokens, nullptr, l.down), Epilogue::kAdd, x, model.dim);
   }
 
   // Calls f(i, thread, logits of rows[i]) for every asked row, a bounded number of logits at a time.
@@ -300,9 +325,9 @@ struct Step {
       const size_t n = std::min(kHeadRows, count - begin);
       for (size_t i = 0; i < n; ++i)
         std::memcpy(s.head_x.get() + i * model.dim, s.x.get() + size_t(rows[begin + i]) * model.dim, model.dim * 4);
-      product(model.head, prepare(s.head_x.get(), model.dim, n, model.final_norm, model.head), Epilogue::kStore,
+      product(Operation::kHead, model.head, prepare(s.head_x.get(), model.dim, n, model.final_norm, model.head), Epilogue::kStore,
               s.logits.get(), ld);
-      for_rows(n, 1, [&](size_t i, int t) { f(begin + i, t, s.logits.get() + i * ld); });
+      timed(Operation::kSample, [&] { for_rows(n, 1, [&](size_t i, int t) { f(begin + i, t, s.logits.get() + i * ld); }); });
     }
   }
 
@@ -345,17 +370,22 @@ struct Step {
 void Executor::step(const StepInput& in, const StepOutput& out) {
   // Engines of one process share the pool, and tile shapes belong to its threads for a whole step: steps take turns.
   const PoolTurn turn(num_threads_);
-  const Step step{model_, cache_, kernels(), *s_, num_threads_, in, in.num_tokens};
-  const unsigned mode = _mm_getcsr();
-  parallel(num_threads_, [](int, int) {
-    _mm_setcsr(_mm_getcsr() | kFlushMode);
+  const Step step{model_, cache_, kernels(), *s_, num_threads_, profile, in, in.num_tokens};
+  const FlushDenormals flush;
+#ifdef TRIVET_FAULTS
+  struct Counting {
+    Counting() { counting_allocations = true; }
+    ~Counting() { counting_allocations = false; }
+  } counting;
+#endif
+  parallel(num_threads_, [](int t, int) {
+    if (t > 0) flush_denormals_for_good();
     tiles_begin();
   });
-  step.embed();
+  step.timed(Operation::kEmbed, [&] { step.embed(); });
   for (size_t i = 0; i < model_.layers.size(); ++i) step.layer(model_.layers[i], i);
   step.outputs(out);
   parallel(num_threads_, [](int, int) { tiles_end(); });
-  _mm_setcsr(mode);
 }
 
 }  // namespace trivet

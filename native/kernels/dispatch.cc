@@ -72,22 +72,48 @@ bool self_test(const Kernels& candidate, bool amx) {
   return true;
 }
 
+// One attention item over two key steps, the same way.
+bool self_test_attention(const Kernels& candidate, bool amx) {
+  constexpr size_t pp = 32, keys = 160, blocks = keys / 32, rows = 5;
+  alignas(64) static uint16_t q[16 * pp], kv[blocks * 64 * pp];
+  alignas(64) static uint8_t scratch[attend_scratch_bytes(pp)];
+  static float want[16 * pp], got[16 * pp], most[2][16], sum[2][16];
+  uint32_t state = 7;
+  auto random = [&] { return (state = state * 1664525u + 1013904223u) >> 16; };
+  for (auto& v : q) v = uint16_t(0x3e00 + random() % 256 + (random() % 2 << 15));
+  for (auto& v : kv) v = uint16_t(0x3e00 + random() % 256 + (random() % 2 << 15));
+  const int32_t position[rows] = {3, 40, 127, 128, 159}, table[blocks] = {4, 2, 0, 3, 1};
+  const KvView view{reinterpret_cast<const uint8_t*>(kv), 64 * pp * 2, 32, pp, false};
+  const AttendItem item{q, rows, position, table, view, 0.25f, 0, keys};
+  baseline_table().attend(item, want, most[0], sum[0], scratch);
+  if (amx) amx_tiles_begin();
+  candidate.attend(item, got, most[1], sum[1], scratch);
+  if (amx) amx_tiles_end();
+  return std::memcmp(want, got, rows * pp * 4) == 0 && std::memcmp(most[0], most[1], rows * 4) == 0 &&
+         std::memcmp(sum[0], sum[1], rows * 4) == 0;
+}
+
 struct Tiers {
   std::vector<Tier> list;
+  std::vector<std::string> notes;
   size_t current = 0;
   Tiers() {
     list.push_back({"baseline", baseline_table()});
-    if (cpu_has_avx512()) {
-      const Kernels t = avx512_table();
-      if (self_test(t, false)) {
-        list.push_back({"avx512", t});
-        if (cpu_has_amx() && amx_permitted()) {
-          const Kernels a = amx_table();
-          if (self_test(a, true)) list.push_back({"amx", a});
-        }
-      }
+    if (cpu_has_avx512() && take("avx512", avx512_table(), false) && cpu_has_amx()) {
+      if (amx_permitted())
+        take("amx", amx_table(), true);
+      else
+        notes.push_back("tier amx is off: the operating system does not let this process use tile registers");
     }
     current = list.size() - 1;
+  }
+  bool take(const char* name, const Kernels& table, bool amx) {
+    const bool good = self_test(table, amx) && self_test_attention(table, amx);
+    if (good)
+      list.push_back({name, table});
+    else
+      notes.push_back(std::string("tier ") + name + " is off: its self-test gave other bits than the baseline");
+    return good;
   }
 };
 
@@ -124,6 +150,8 @@ std::vector<std::string> available_isas() {
   for (const Tier& t : tiers().list) names.push_back(t.name);
   return names;
 }
+
+std::vector<std::string> isa_notes() { return tiers().notes; }
 
 std::string isa() { return tiers().list[tiers().current].name; }
 

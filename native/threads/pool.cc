@@ -1,23 +1,20 @@
-// A fork-join pool: a generation counter, a bounded spin, then a futex wait. No OpenMP (docs/design/threads.md).
-#include "trivet/threads.h"
-
-#include <sched.h>
+// A fork-join pool: a generation counter, a bounded spin, then a futex wait. No OpenMP: two copies of it in one process
+// slow one another, and none survives a fork.
 #include <unistd.h>
 
 #include <atomic>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
+#include <exception>
 #include <mutex>
+#include <stdexcept>
+#include <system_error>
 #include <thread>
-#include <type_traits>
-#include <vector>
+
+#include "trivet/threads.h"
 
 namespace trivet {
 namespace {
 
 constexpr int kSpins = 4000;  // about 100 us of `pause`: longer than any gap inside a step, shorter than idle
-
 constexpr uint32_t kActiveMask = 1023;
 
 struct Pool {
@@ -27,15 +24,26 @@ struct Pool {
   std::atomic<uint32_t> generation{0};
   std::atomic<int> running{0};
   std::atomic<bool> sleeping_caller{false};
+  std::atomic<int> size{1};
+  std::atomic<bool> spin{true};
   Body body = nullptr;
   void* ctx = nullptr;
-  int size = 1;
-  bool spin = true;
-  pid_t owner = getpid();
+  std::mutex failing;
+  std::exception_ptr failure;  // the first thing thrown in this region
+  const pid_t owner = getpid();
+
+  void run(int index, int active) {
+    try {
+      body(ctx, index, active);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(failing);
+      if (!failure) failure = std::current_exception();
+    }
+  }
 };
 
-Pool* pool = nullptr;
-std::mutex pool_mutex;
+std::atomic<Pool*> the_pool{nullptr};
+std::mutex making;
 
 inline void pause() { __builtin_ia32_pause(); }
 
@@ -56,60 +64,42 @@ void worker(Pool* p, int index) {
     seen = p->generation.load(std::memory_order_acquire);
     const int active = int(seen & kActiveMask);
     if (index < active) {
-      p->body(p->ctx, index, active);
+      p->run(index, active);
       if (p->running.fetch_sub(1) == 1 && p->sleeping_caller.load()) p->running.notify_one();
     }
   }
 }
 
-double cgroup_quota() {  // CPUs; 0 when unlimited or unreadable
-  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-    char quota[64] = {0};
-    double period = 0;
-    const int got = std::fscanf(f, "%63s %lf", quota, &period);
-    std::fclose(f);
-    if (got == 2 && std::strcmp(quota, "max") != 0 && period > 0) return std::atof(quota) / period;
-    return 0;
-  }
-  double values[2] = {0, 0};
-  const char* names[2] = {"/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"};
-  for (int i = 0; i < 2; ++i)
-    if (FILE* f = std::fopen(names[i], "r")) {
-      if (std::fscanf(f, "%lf", &values[i]) != 1) values[i] = 0;
-      std::fclose(f);
+// The process's pool with at least num_threads threads. Throws std::runtime_error when they cannot be had.
+Pool* pool_of(int num_threads) {
+  Pool* p = the_pool.load();
+  if (p && p->size >= num_threads && p->owner == getpid()) return p;
+  const std::lock_guard<std::mutex> lock(making);
+  p = the_pool.load();
+  if (!p || p->owner != getpid()) the_pool = p = new Pool;  // the parent's threads do not live in a forked child
+  const std::lock_guard<std::mutex> region(p->region);
+  while (p->size < num_threads) {
+    try {
+      std::thread(worker, p, p->size.load()).detach();
+    } catch (const std::system_error& error) {
+      throw std::runtime_error("a pool of " + std::to_string(num_threads) + " compute threads is wanted, but the system gave " +
+                               std::to_string(p->size) + " (" + error.what() + "); ask for fewer threads");
     }
-  return values[0] > 0 && values[1] > 0 ? values[0] / values[1] : 0;
-}
-
-int affinity_count() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return int(std::thread::hardware_concurrency());
-  return CPU_COUNT(&set);
+    ++p->size;
+  }
+  p->spin = p->size <= affinity_count();  // spinning with more threads than cores starves the others
+  return p;
 }
 
 }  // namespace
 
-int allowed_threads() {
-  int n = affinity_count();
-  const double quota = cgroup_quota();
-  if (quota > 0 && quota < n) n = int(quota + 0.5);  // 1.5 CPUs: 2 threads
-  return n < 1 ? 1 : n;
-}
-
-void grow_pool(int num_threads) {
-  std::lock_guard<std::mutex> lock(pool_mutex);
-  if (!pool || pool->owner != getpid()) pool = new Pool;  // the parent's threads do not live in a forked child
-  std::lock_guard<std::mutex> region(pool->region);
-  while (pool->size < num_threads) std::thread(worker, pool, pool->size++).detach();
-  pool->spin = pool->size <= affinity_count();  // spinning with more threads than cores starves the others
-}
+void grow_pool(int num_threads) { pool_of(num_threads); }
 
 PoolTurn::PoolTurn(int num_threads) : pool_(nullptr) {
   if (num_threads <= 1) return;  // the caller alone: nothing is shared
-  grow_pool(num_threads);
-  pool_ = pool;
-  pool->turn.lock();
+  Pool* p = pool_of(num_threads);
+  p->turn.lock();
+  pool_ = p;
 }
 
 PoolTurn::~PoolTurn() {
@@ -119,20 +109,22 @@ PoolTurn::~PoolTurn() {
 void parallel(int num_threads, Body body, void* ctx) {
   if (num_threads > int(kActiveMask)) num_threads = int(kActiveMask);
   if (num_threads <= 1) return body(ctx, 0, 1);
-  if (!pool || pool->owner != getpid() || pool->size < num_threads) grow_pool(num_threads);
-  Pool* p = pool;
-  std::lock_guard<std::mutex> lock(p->region);
+  Pool* p = pool_of(num_threads);
+  const std::lock_guard<std::mutex> lock(p->region);
   p->body = body;
   p->ctx = ctx;
+  p->failure = nullptr;
   p->running.store(num_threads - 1, std::memory_order_relaxed);
   const uint32_t next = (p->generation.load(std::memory_order_relaxed) & ~kActiveMask) + kActiveMask + 1;
   p->generation.store(next | uint32_t(num_threads));
   p->generation.notify_all();
-  body(ctx, 0, num_threads);
-  if (spin_until(p->spin, [&] { return p->running.load(std::memory_order_acquire) == 0; })) return;
-  p->sleeping_caller.store(true);
-  for (int left; (left = p->running.load(std::memory_order_acquire)) != 0;) p->running.wait(left, std::memory_order_acquire);
-  p->sleeping_caller.store(false);
+  p->run(0, num_threads);
+  if (!spin_until(p->spin, [&] { return p->running.load(std::memory_order_acquire) == 0; })) {
+    p->sleeping_caller.store(true);
+    for (int left; (left = p->running.load(std::memory_order_acquire)) != 0;) p->running.wait(left, std::memory_order_acquire);
+    p->sleeping_caller.store(false);
+  }
+  if (p->failure) std::rethrow_exception(p->failure);
 }
 
 }  // namespace trivet

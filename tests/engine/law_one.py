@@ -1,6 +1,6 @@
 """A search for violations of law 1: the same tokens, and the same bits of their log probabilities, whatever the load.
 
-Run as a script it prints the violation it found, or nothing: `python law_one.py FOLDER PRECISION KV SAMPLING SECONDS`.
+Run as a script it prints what it found and exercised: `python law_one.py FOLDER PRECISION KV SAMPLING SECONDS`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,17 @@ NUM_PROMPTS = 10
 MOST_OPEN = 32
 
 
+@dataclass
+class Search:
+    """What a search found, and what it exercised on the way."""
+
+    violation: str | None = None
+    rounds: int = 0
+    preemptions: int = 0
+    cached_tokens: int = 0
+    most_open: int = 0
+
+
 @dataclass(frozen=True)
 class Case:
     """One request and what it gives when it runs alone."""
@@ -34,19 +45,21 @@ class Case:
 
 
 def draw_requests(rng: random.Random, vocab_size: int, sampling: Sampling) -> list[tuple[list[int], SamplingParams]]:
-    """Prompts of 1 to 300 tokens, half of them beginning alike, with one to three sequences each."""
+    """Prompts of 1 to 300 tokens and one of 1,100, half of them beginning alike, with one to three sequences each."""
     common = [rng.randrange(vocab_size) for _ in range(150)]
     drawn = []
     for i in range(NUM_PROMPTS):
         length = rng.choice([1, 31, 32, 33, rng.randint(2, 60), rng.randint(60, 300)])
         prompt = [rng.randrange(vocab_size) for _ in range(length)]
+        if i == 0:
+            prompt = [rng.randrange(vocab_size) for _ in range(1100)]  # over the segments that attention merges
         if i % 2:
             prompt = common[: rng.randint(1, 150)] + prompt[: rng.randint(1, 40)]
         params: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
         if sampling == "seeded":
             params = {"temperature": rng.choice([0.5, 1.0]), "top_p": rng.choice([0.9, 1.0]), "top_k": rng.choice([0, 20]),
                       "min_p": 0.0, "n": rng.choice([1, 1, 3]), "presence_penalty": rng.choice([0.0, 0.5])}
-        drawn.append((prompt, SamplingParams(max_tokens=rng.randint(1, 40), seed=rng.randrange(2**63), logprobs=0, **params)))
+        drawn.append((prompt, SamplingParams(max_tokens=rng.choice([rng.randint(1, 40), 190]), seed=rng.randrange(2**63), logprobs=0, **params)))
     return drawn
 
 
@@ -94,29 +107,31 @@ def run_alone(harness: Harness, prompt: list[int], sampling: SamplingParams) -> 
     return got["alone"]
 
 
-def find_violation(folder: Path | str, precision: str, kv: str, sampling: Sampling, seconds: float, seed: int = 0) -> str | None:
-    """What differed first, or None if nothing did within the time; also counts what was exercised."""
+def find_violation(folder: Path | str, precision: str, kv: str, sampling: Sampling, seconds: float, seed: int = 0) -> Search:
+    """What differed first, if anything did within the time, and what was exercised."""
     rng, harness = random.Random(f"{seed} {precision} {kv} {sampling}"), Harness(folder, precision, kv)
     runner = harness.engine(threads=1, num_blocks=200, max_tokens=512, prefix_caching=False).capabilities
     cases = [Case(p, s, run_alone(harness, p, s)) for p, s in draw_requests(rng, runner.vocab_size, sampling)]
-    deadline, round_no = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline or round_no < 3:
-        settings = {"threads": rng.choice([1, 2]), "num_blocks": rng.choice([24, 40, 200]),
-                    "max_tokens": rng.choice([32, 47, 64, 200, 512]), "prefix_caching": rng.random() < 0.7}
-        violation = play(harness.engine(**settings), cases, rng, num_requests=40)
+    deadline, search = time.monotonic() + seconds, Search()
+    while time.monotonic() < deadline or search.rounds < 3:
+        settings = {"threads": rng.choice([1, 2]), "num_blocks": rng.choice([48, 64, 200]),
+                    "max_tokens": rng.choice([32, 47, 64, 200, 512]), "prefix_caching": search.rounds % 3 > 0}
+        violation = play(harness.engine(**settings), cases, rng, num_requests=40, search=search)
         if violation is not None:
-            return f"round {round_no}, {settings}: {violation}"
-        round_no += 1
-    return None
+            search.violation = f"round {search.rounds}, {settings}: {violation}"
+            break
+        search.rounds += 1
+    return search
 
 
-def play(engine: Engine, cases: list[Case], rng: random.Random, num_requests: int) -> str | None:
+def play(engine: Engine, cases: list[Case], rng: random.Random, num_requests: int, search: Search) -> str | None:
     """Requests join and leave at random until `num_requests` have come and the rest is done."""
+    joining_choices = rng.choice([[0, 0, 1, 2, 8], [40]])  # a trickle, or all at once
     got: dict[str, list[Output]] = {}
     of: dict[str, Case] = {}
     cancelled: set[str] = set()
     while engine.has_work or len(of) < num_requests:
-        joining = rng.choice([0, 0, 1, 2, 8]) if engine.has_work else 1
+        joining = rng.choice(joining_choices) if engine.has_work else joining_choices[-1]
         for _ in range(min(joining, num_requests - len(of))):
             name, case = f"r{len(of)}", rng.choice(cases)
             got[name], of[name] = [[] for _ in range(case.sampling.n)], case
@@ -128,6 +143,10 @@ def play(engine: Engine, cases: list[Case], rng: random.Random, num_requests: in
         collect(engine, got)
         if rng.random() < 0.05:
             engine.check_invariants()
+        stats = engine.stats()
+        search.most_open = max(search.most_open, stats.num_running)
+    search.preemptions += stats.num_preemptions
+    search.cached_tokens += stats.prefix_hits_tokens
     for name, outputs in got.items():
         for index, (output, want) in enumerate(zip(outputs, of[name].alone, strict=True)):
             expected = want[: len(output)] if name in cancelled else want
@@ -138,5 +157,4 @@ def play(engine: Engine, cases: list[Case], rng: random.Random, num_requests: in
 
 
 if __name__ == "__main__":
-    violation = find_violation(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], float(sys.argv[5]))  # type: ignore[arg-type]
-    print(violation or "")
+    print(find_violation(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], float(sys.argv[5])))  # type: ignore[arg-type]

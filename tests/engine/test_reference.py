@@ -108,3 +108,26 @@ def test_chunks_threads_blocks_and_tiers_give_the_same_bits(shape: str, precisio
                 assert logits_of(runner, ids, chunks, table).tobytes() == want, (tier, chunks, threads, block_size)
     finally:
         _core.set_isa(before)
+
+
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_a_context_over_the_segments_of_attention(kv: str, tmp_path: Path) -> None:
+    """2,200 tokens: partial results of 1,024 keys are merged. One layer and bf16 weights keep flips of int8 codes out,
+    so the float64 twin can be followed closely; and the bits are those of any chunking, thread count and tier."""
+    folder = make_checkpoint(tmp_path / "m", num_hidden_layers=1, max_position_embeddings=2304)
+    loaded = load_model(ModelConfig(path=str(folder), precision="bf16"))
+    ids = np.random.default_rng(5).integers(0, loaded.spec.vocab_size, 2200).tolist()
+    runner = make_runner(folder, kv=kv, num_blocks=72, threads=1)
+    got = logits_of(runner, ids, [512])
+    want = Twin(loaded.packed, kv).logits(ids)
+    errors = np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)
+    assert np.median(errors[:1024]) <= 5e-4 and np.median(errors[1024:]) <= 5e-4, errors
+    assert errors.max() <= 1e-2
+    before = _core.isa()
+    try:
+        for tier in _core.available_isas()[1:]:
+            _core.set_isa(tier)
+            other = logits_of(make_runner(folder, kv=kv, num_blocks=72, block_size=64), ids, [500, 1, 300, 1, 512])
+            assert other.tobytes() == got.tobytes(), tier
+    finally:
+        _core.set_isa(before)

@@ -14,6 +14,8 @@ bool amx_permitted();
 
 std::vector<std::string> available_isas();  // worst first: "baseline", "avx512", "amx"
 std::string isa();
+// Why tiers that this CPU seems to have are not available: a sentence each; usually empty.
+std::vector<std::string> isa_notes();
 // False: not available here. Not to be called while a step runs.
 bool set_isa(const std::string& name);
 

@@ -1,5 +1,7 @@
 // The kernel table: one a tier, chosen once. Every tier gives the same bits for every function here (a test proves it),
-// whatever the number of rows in a call, so the table may be chosen by speed alone.
+// whatever the number of rows in a call, so the table may be chosen by speed alone. Two conditions: the calling thread
+// flushes denormals (FlushDenormals below), as the tile unit always does; and sums of products below 1.2e-38, where fma
+// and multiply-then-add flush at different points, may differ between tiers (never between row counts).
 //
 // Letters: T rows (tokens), N outputs, K inputs, P head width; Kp, Np, Pp are padded (docs/design/packed-layout.md).
 #pragma once
@@ -78,7 +80,7 @@ struct AttendItem {
 // out: f32 [num_rows][Pp] not yet divided, max and sum f32 [num_rows]; exact meaning in attend_item of common/attention.h.
 //   scratch  64-byte aligned, attend_scratch_bytes(pp)
 using AttendFn = void (*)(const AttendItem& item, float* out, float* row_max, float* row_sum, uint8_t* scratch);
-inline size_t attend_scratch_bytes(size_t pp) { return (kQueryTile * kKeyStep * 6) + kKeyStep * pp * 4 + kQueryTile * pp * 8 + 16384; }
+constexpr size_t attend_scratch_bytes(size_t pp) { return (kQueryTile * kKeyStep * 6) + kKeyStep * pp * 4 + kQueryTile * pp * 8 + 16384; }
 
 // Adds the partial (out2, max2, sum2) of the next segment into (out, max, sum); rows with max2 = -inf are left alone.
 using MergeFn = void (*)(size_t num_rows, size_t pp, float* out, float* row_max, float* row_sum, const float* out2,
@@ -103,6 +105,18 @@ struct Kernels {
 
 const Kernels& kernels();                 // of the tier in use
 const Kernels* kernels_of(const char* isa);  // null: not on this CPU or not in this build
+
+// While it lives, denormals are flushed to zero and read as zero on the calling thread.
+class FlushDenormals {
+ public:
+  FlushDenormals() : mode_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(mode_ | 0x8040); }
+  ~FlushDenormals() { __builtin_ia32_ldmxcsr(mode_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  unsigned mode_;
+};
 
 // Tile state of the calling thread (amx tier; nothing elsewhere): once a step on each thread, released at its end.
 void tiles_begin();

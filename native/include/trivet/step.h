@@ -67,6 +67,16 @@ struct StepOutput {
   float* hidden;  // [E, D]
 };
 
+// Where the time of steps went, by operation.
+enum class Operation : int { kEmbed, kPrepare, kQkv, kKv, kAttention, kO, kGateUp, kDown, kHead, kSample, kCount };
+constexpr const char* kOperationNames[] = {"embed", "norm and quantize", "qkv product", "rope and KV write", "attention",
+                                           "o product", "gate and up product", "down product", "head product", "sample"};
+struct Profile {
+  bool on = false;
+  double seconds[int(Operation::kCount)] = {0};
+  uint64_t calls[int(Operation::kCount)] = {0};
+};
+
 // Owns the scratch memory of steps; sized once, a step allocates nothing.
 class Executor {
  public:
@@ -75,6 +85,7 @@ class Executor {
   // The caller has checked every index (bind_step.cc does). One step at a time.
   void step(const StepInput& in, const StepOutput& out);
   size_t scratch_bytes() const;
+  Profile profile;  // counts while `on`
 
   struct Scratch;
 

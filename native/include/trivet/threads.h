@@ -2,16 +2,22 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 #include <type_traits>
 
 namespace trivet {
 
-// How many threads the affinity mask and the cgroup CPU quota allow (at least 1).
+// How many threads the affinity mask and the CPU quota of this process's cgroups allow (at least 1).
 int allowed_threads();
+int affinity_count();
+// CPUs by the quota of the cgroups named in the file `membership` (as /proc/self/cgroup) and of those above them, in
+// the hierarchy mounted at `root`; 0: no quota.
+double cgroup_quota(const std::string& membership, const std::string& root);
 
 // A parallel region: runs body(ctx, thread, num_threads) once on each of num_threads threads and waits for all.
 // The pool grows to num_threads (at most 1023) on first need; after that nothing is allocated. Regions of several
-// callers take turns; a region must not open another.
+// callers take turns; a region must not open another. What a body throws is thrown again here, when all are done;
+// std::runtime_error when the threads cannot be had.
 using Body = void (*)(void* ctx, int thread, int num_threads);
 void parallel(int num_threads, Body body, void* ctx);
 

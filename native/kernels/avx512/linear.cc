@@ -25,9 +25,15 @@ TRIVET_INLINE __m512i dpbusd(__m512i acc, __m512i u, __m512i s) {
   return acc;
 }
 
-template <int R, int P, class Acc>
-TRIVET_INLINE void finish_block(const Linear& w, const Rows& x, size_t row, size_t panel, const Acc (&acc)[R][P],
+// Acc: vi or vf, what the registers of `sums` hold.
+template <class Acc, int R, int P, class Register>
+TRIVET_INLINE void finish_block(const Linear& w, const Rows& x, size_t row, size_t panel, const Register (&sums)[R][P],
                                 Epilogue epilogue, float* out, size_t ld) {
+  Acc acc[R][P];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) __builtin_memcpy(&acc[r][p], &sums[r][p], 64);
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     if constexpr (P % 2 == 0)
@@ -67,12 +73,7 @@ void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue
       for (int p = 0; p < P; ++p) acc[r][p] = dpbusd(acc[r][p], u, v[p]);
     }
   }
-  vi sums[R][P];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[r][p], &acc[r][p], 64);
-  finish_block<R, P>(w, x, row, panel, sums, epilogue, out, ld);
+  finish_block<vi>(w, x, row, panel, acc, epilogue, out, ld);
 }
 
 template <int R, int P>
@@ -128,12 +129,7 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue
                                                                  _mm512_mullo_epi32(hi[r][p], mh)));
     }
   }
-  vi sums[R][P];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[r][p], &acc[r][p], 64);
-  finish_block<R, P>(w, x, row, panel, sums, epilogue, out, ld);
+  finish_block<vi>(w, x, row, panel, acc, epilogue, out, ld);
 }
 
 template <int R, int P>
@@ -180,12 +176,7 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, Epilog
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) acc[r][p] = _mm512_add_ps(acc[r][p], _mm512_add_ps(even[r][p], odd[r][p]));
   }
-  vf sums[R][P];
-#pragma GCC unroll 4
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[r][p], &acc[r][p], 64);
-  finish_block<R, P>(w, x, row, panel, sums, epilogue, out, ld);
+  finish_block<vf>(w, x, row, panel, acc, epilogue, out, ld);
 }
 
 using Block = void (*)(const Linear&, const Rows&, size_t, size_t, Epilogue, float*, size_t);

@@ -8,7 +8,7 @@
 namespace trivet {
 namespace {
 
-struct Tier {
+struct Chain {
   // c[r, 0..15] = sum over i < num of a[r, i*32 ..] . b[i]; four rows at a time share each load of b.
   static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb, float* c,
                     size_t ldc) {
@@ -33,24 +33,10 @@ struct Tier {
       for (int t = 0; t < 4; ++t) _mm512_storeu_ps(c + (r + t) * ldc, acc[t]);
     }
   }
-  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
-    for (size_t g = 0; g < groups; ++g) {
-      const uint16_t* chunk[8];
-      for (size_t i = 0; i < pp / 32; ++i) chunk[i] = keys[g] + i * 512;
-      chain(rows, q, pp, chunk, pp / 32, 32, s + 16 * g, kKeyStep);
-    }
-  }
-  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
-    for (size_t p = 0; p < pp; p += 16) {
-      const uint16_t* run[kKeyStep / 32];
-      for (size_t i = 0; i < runs; ++i) run[i] = vals[i] + 2 * p;
-      chain(rows, w, kKeyStep, run, runs, 2 * pp, o + p, pp);
-    }
-  }
 };
 
 }  // namespace
 
-Kernels avx512_table() { return make_table<Tier>("avx512", avx512::linear_bf16, avx512::linear_i8, avx512::linear_i4); }
+Kernels avx512_table() { return make_table<TileProducts<Chain>>("avx512", avx512::linear_bf16, avx512::linear_i8, avx512::linear_i4); }
 
 }  // namespace trivet

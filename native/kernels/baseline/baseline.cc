@@ -62,7 +62,7 @@ void linear(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue e
   }
 }
 
-struct Tier {
+struct Chain {
   static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb,
                     float* c, size_t ldc) {
     for (size_t r = 0; r < rows; ++r) {
@@ -83,26 +83,12 @@ struct Tier {
       store(c + r * ldc, acc);
     }
   }
-  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
-    for (size_t g = 0; g < groups; ++g) {
-      const uint16_t* chunk[8];
-      for (size_t i = 0; i < pp / 32; ++i) chunk[i] = keys[g] + i * 512;
-      chain(rows, q, pp, chunk, pp / 32, 32, s + 16 * g, kKeyStep);
-    }
-  }
-  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
-    for (size_t p = 0; p < pp; p += 16) {
-      const uint16_t* run[kKeyStep / 32];
-      for (size_t i = 0; i < runs; ++i) run[i] = vals[i] + 2 * p;
-      chain(rows, w, kKeyStep, run, runs, 2 * pp, o + p, pp);
-    }
-  }
 };
 
 }  // namespace
 
 Kernels baseline_table() {
-  return make_table<Tier>("baseline", linear<uint16_t, panel_bf16>, linear<int8_t, panel_i8>, linear<int8_t, panel_i4>);
+  return make_table<TileProducts<Chain>>("baseline", linear<uint16_t, panel_bf16>, linear<int8_t, panel_i8>, linear<int8_t, panel_i4>);
 }
 
 }  // namespace trivet

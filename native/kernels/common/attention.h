@@ -27,6 +27,27 @@ TRIVET_INLINE void widen(const int8_t* in, uint16_t* out) {
   }
 }
 
+// The two products of attention from one that chains tiles: c[r, 0..15] = sum over i < num of a[r, 32 i ..] . b[i], with
+// rows of a and c at lda and ldc, and 16 rows of 32 numbers of b[i] at ldb. Chain: struct with
+//   static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb, float* c, size_t ldc)
+template <class Chain>
+struct TileProducts {
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
+    for (size_t g = 0; g < groups; ++g) {
+      const uint16_t* chunk[8];
+      for (size_t i = 0; i < pp / 32; ++i) chunk[i] = keys[g] + i * 512;
+      Chain::chain(rows, q, pp, chunk, pp / 32, 32, s + 16 * g, kKeyStep);
+    }
+  }
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
+    for (size_t p = 0; p < pp; p += 16) {
+      const uint16_t* run[kKeyStep / 32];
+      for (size_t i = 0; i < runs; ++i) run[i] = vals[i] + 2 * p;
+      Chain::chain(rows, w, kKeyStep, run, runs, 2 * pp, o + p, pp);
+    }
+  }
+};
+
 // Tier: struct with
 //   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s);
 //     s[r * kKeyStep + 16 g + c] = q[r] . keys[g][:, c], keys[g] is bf16 [Pp/2][16][2]; at least `rows` rows
