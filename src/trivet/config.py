@@ -16,7 +16,7 @@ ENVIRONMENT = {
     "TRIVET_THREADS": "compute threads of this process",
     "TRIVET_CACHE_DIR": "where packed weights are kept",
     "TRIVET_LOG": "debug, info, warning or error",
-    "TRIVET_PROFILE": "1: time each operation of a step",
+    "TRIVET_PROFILE": "1: time each operation of a step; a table goes to stderr at the end",
 }
 
 
@@ -118,6 +118,27 @@ def setting_help(cls: type, name: str) -> str:
     """The help text of a field: the annotation of the dataclass is the only place it is written."""
     hint = get_type_hints(cls, include_extras=True)[name]
     return str(hint.__metadata__[0])
+
+
+def check_threads(where: str, threads: int) -> int:
+    """The number itself. Raises ConfigError when it is more than 4 for each CPU: they would only wait."""
+    num_cpus = os.cpu_count() or 1
+    if threads > 4 * num_cpus:
+        raise ConfigError(
+            f"`{where}` is {threads}, but this machine has {num_cpus} CPUs, so at most {4 * num_cpus} make sense",
+            hint="leave it out: then it is what the affinity mask and the CPU quota allow",
+        )
+    return threads
+
+
+def env_threads() -> int | None:
+    """`TRIVET_THREADS`, None if unset. Raises ConfigError unless it is a whole number from 1 to 4 for each CPU."""
+    text = env("TRIVET_THREADS")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text[:20]) < 1:
+        raise ConfigError(f"`TRIVET_THREADS` is {text!r}, but it must be a number of 1 or more")
+    return check_threads("TRIVET_THREADS", int(text[:20]))
 
 
 def env(name: str) -> str | None:

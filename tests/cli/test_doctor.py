@@ -11,8 +11,9 @@ import pytest
 from trivet import _core
 from trivet.cli import doctor
 from trivet.cli.doctor import examine, lines_of
-from trivet.cli.machine import cpu_quota, memory_limit, this_machine
+from trivet.cli.machine import cpu_quota, this_machine
 from trivet.cli.main import main
+from trivet.engine.cgroup import memory_limit
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:

@@ -90,6 +90,7 @@ def test_ctrl_c_before_a_command_is_130(capsys: pytest.CaptureFixture[str], monk
         ("TRIVET_PROFILE", "yes", "must be one of 0, 1"),
         ("TRIVET_THREADS", "0", "must be a number of 1 or more"),
         ("TRIVET_THREADS", "two", "must be a number of 1 or more"),
+        ("TRIVET_THREADS", "²", "must be a number of 1 or more"),
     ],
 )
 def test_an_environment_value_that_does_not_parse(

@@ -26,6 +26,7 @@ CRASH = 2  # ... end the process with SIGSEGV
 SLOW = 3  # ... take 50 ms a step
 REFUSED = 4  # ... are refused at admission
 LONG = 5  # ... take 2 s a step
+UNFIT = 6  # ... make `add` raise
 
 INFO = EngineInfo(
     model_path="fake", family="fake", precision="int8", kv_dtype="bf16", isa="baseline", num_threads=1,
@@ -70,6 +71,8 @@ class FakeEngine:
     def add(self, request: EngineRequest) -> None:
         sampling = request.sampling
         assert sampling.max_tokens is not None
+        if request.prompt_token_ids[0] == UNFIT:
+            raise LookupError("no place for it")
         self.requests[request.request_id] = request
         for index in range(sampling.n):
             said = continuation(self.admission.open[request.request_id], index, sampling.max_tokens)

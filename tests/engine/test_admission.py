@@ -77,6 +77,17 @@ def test_too_long_for_the_cache_says_both_numbers() -> None:
     assert len(driver.tokens()) == 7
 
 
+def test_logits_alone_need_no_room_for_an_answer() -> None:
+    driver = Driver(FakeRunner(max_context=64, num_blocks=2))
+    driver.add(request(prompt=64, max_tokens=1, return_logits=True))
+    driver.run()
+    info = driver.prompts["r"]
+    assert info.logits is not None and len(info.logits) == 4 * 64 * driver.runner.vocab_size
+    assert driver.refuse(request(prompt=64, max_tokens=2, return_logits=True)).kind == "ContextTooLong"
+    assert driver.refuse(request(prompt=65, max_tokens=1, return_logits=True)).kind == "ContextTooLong"
+    assert driver.refuse(request(prompt=64, max_tokens=1)).kind == "ContextTooLong"
+
+
 def test_logits_beyond_two_gib_are_refused() -> None:
     failure = Driver(FakeRunner(vocab_size=2**21)).refuse(request(prompt=300, max_tokens=1, return_logits=True))
     assert failure.kind == "InvalidRequest" and "2,147,483,648" in failure.message

@@ -14,7 +14,7 @@ import pytest
 from fake_engine import BUG, CRASH, LONG, REFUSED, SLOW, FakeAssembled, continuation
 from listening import Listener, request
 
-from trivet.config import EngineConfig, ModelConfig
+from trivet.config import EngineConfig, ModelConfig, SchedulerConfig
 from trivet.engine.child import ChildProcessClient, ChildState
 from trivet.engine.in_process import InProcessClient
 from trivet.engine.messages import EngineInfo, EngineStats
@@ -45,6 +45,16 @@ def client(listener):
     client.wait_ready(20)
     yield client
     client.close()
+
+
+def gated(folder: Path) -> tuple[tuple[str, ...], Path]:
+    """A command that waits for the file `gate` before it starts, and that file."""
+    gate = folder / "gate"
+    gate.touch()
+    waits = "import pathlib, runpy, sys, time\n" \
+        f"while not pathlib.Path({str(gate)!r}).exists(): time.sleep(0.01)\n" \
+        f"sys.path.insert(0, {str(HERE)!r}); runpy.run_path({COMMAND[1]!r}, run_name='__main__')"  # fmt: skip
+    return (sys.executable, "-c", waits), gate
 
 
 def wait_gone(pid: int) -> None:
@@ -92,6 +102,27 @@ def test_what_is_submitted_before_it_is_ready_waits_for_it(listener):
     client.cancel("b")
     listener.wait_finished("a")
     assert listener.of("b") == []
+    client.close()
+
+
+def test_before_the_first_start_only_so_many_wait_as_the_engine_would_let_wait(listener, tmp_path):
+    command, gate = gated(tmp_path)
+    gate.unlink()
+    config = EngineConfig(model=ModelConfig(path="fake"), scheduler=SchedulerConfig(max_waiting=3))
+    client = ChildProcessClient(config, command=command)
+    client.set_listener(listener)
+    for i in range(5):
+        client.submit(request(f"r{i}"))
+    listener.wait_finished("r3", "r4")
+    for i in (3, 4):
+        failed = listener.failed(f"r{i}")
+        assert failed is not None and failed.kind == "Overloaded" and "starting" in failed.message
+        assert "3" in failed.message and failed.retry_after_s is not None and failed.retry_after_s >= 1
+    client.cancel("r0")
+    client.submit(request("r5"))  # there is room again
+    gate.touch()
+    listener.wait_finished("r1", "r2", "r5")
+    assert listener.tokens("r5") == continuation(7, 0, 8) and listener.of("r0") == []
     client.close()
 
 
@@ -185,12 +216,8 @@ def test_while_a_restart_takes_too_long_requests_are_refused_with_a_time(listene
 
 
 def test_requests_that_wait_for_a_slow_restart_are_refused_after_hold_s(listener, tmp_path):
-    gate = tmp_path / "gate"
-    gate.touch()
-    waits = "import pathlib, runpy, sys, time\n" \
-        f"while not pathlib.Path({str(gate)!r}).exists(): time.sleep(0.01)\n" \
-        f"sys.path.insert(0, {str(HERE)!r}); runpy.run_path({COMMAND[1]!r}, run_name='__main__')"  # fmt: skip
-    client = start(command=(sys.executable, "-c", waits), hold_s=5.0)
+    command, gate = gated(tmp_path)
+    client = start(command=command, hold_s=5.0)
     client.set_listener(listener)
     client.wait_ready(20)
     gate.unlink()
@@ -295,6 +322,14 @@ def test_when_the_parent_dies_the_child_ends():
         os.kill(pid, 0)
         process.kill()
     wait_gone(pid)
+
+
+def test_the_collector_of_the_child_leaves_alone_what_was_loaded():
+    script = "import gc; from trivet.engine.child_main import _calm_collector as calm; calm(); " \
+        "print(gc.get_freeze_count(), gc.isenabled(), gc.get_threshold()[0])"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    frozen, is_enabled, threshold = done.stdout.split()
+    assert int(frozen) > 1000 and is_enabled == "True" and int(threshold) >= 50_000
 
 
 def test_pauses_grow_and_end():

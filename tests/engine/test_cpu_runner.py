@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,36 @@ def test_threads_come_from_setting_environment_or_affinity(monkeypatch: pytest.M
     assert choose_threads(1) == 1
     monkeypatch.setenv("TRIVET_THREADS", "1")
     assert choose_threads(None) == 1
-    monkeypatch.setenv("TRIVET_THREADS", "two")
-    with pytest.raises(ConfigError, match="TRIVET_THREADS is 'two'"):
+    for text in ("two", "0", "-1", "²", "٣", "1.0", " 1"):
+        monkeypatch.setenv("TRIVET_THREADS", text)
+        with pytest.raises(ConfigError, match=f"`TRIVET_THREADS` is '{re.escape(text)}'"):
+            choose_threads(None)
+    assert choose_threads(1) == 1  # the setting stands before it
+
+
+def test_more_threads_than_four_a_cpu_are_refused_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_cpus = os.cpu_count() or 1
+    assert choose_threads(4 * num_cpus) == 4 * num_cpus
+    with pytest.raises(ConfigError, match=f"`threads` is {4 * num_cpus + 1}, but this machine has {num_cpus} CPUs"):
+        choose_threads(4 * num_cpus + 1)
+    monkeypatch.setenv("TRIVET_THREADS", "100000")
+    with pytest.raises(ConfigError, match=f"`TRIVET_THREADS` is 100000, but this machine has {num_cpus} CPUs"):
         choose_threads(None)
+
+
+def test_a_closed_runner_gives_its_memory_back_and_says_that_it_is_closed(folder: Path) -> None:
+    runner = make_runner(folder, num_blocks=4096)
+    kv_bytes = runner.info_fields()["kv_bytes"]
+    before = address_space()
+    runner.close()
+    runner.close()
+    assert before - address_space() >= kv_bytes > 0
+    with pytest.raises(ValueError, match="the runner is closed"):
+        runner.submit(batch_of_one([1, 2], 0, VOCAB, [0]))
+    with pytest.raises(ValueError, match="the runner is closed"):
+        runner.info_fields()
+
+
+def address_space() -> int:
+    """Bytes of address space of this process: what the KV cache reserves counts, touched or not."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * 4096

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import threading
 import time
 
 import pytest
-from fake_engine import BUG, LONG, REFUSED, SLOW, FakeAssembled, continuation
+from fake_engine import BUG, LONG, REFUSED, SLOW, UNFIT, FakeAssembled, continuation
 from listening import Listener, request
 
 from trivet.engine.in_process import InProcessClient
 from trivet.engine.messages import Accepted, EngineStats, Failed, Tokens
+from trivet.errors import TrivetError
 
 
 @pytest.fixture
@@ -135,6 +137,99 @@ def test_a_bug_in_a_step_fails_what_runs_by_name_and_the_next_request_is_served(
     assert listener.tokens("after") == continuation(7, 0, 8)
     assert len(assembled.engines) == 2 and client.alive
     assert "a planted bug" in caplog.text
+
+
+def test_a_client_that_retries_at_once_is_served_by_the_new_engine(assembled, listener, monkeypatch):
+    """The retry is sent from within the delivery of the failure, while the loop is still busy with it."""
+    made = assembled.make_engine
+
+    def make_slowly():
+        if assembled.engines:
+            time.sleep(0.3)
+        return made()
+
+    monkeypatch.setattr(assembled, "make_engine", make_slowly)
+    client = InProcessClient(assembled)
+
+    def retrying(events):
+        listener(events)
+        if any(isinstance(e, Failed) and e.request_id == "bug" for e in events):
+            client.submit(request("retry"))
+
+    client.set_listener(retrying)
+    client.submit(request("bug", chr(BUG)))
+    listener.wait_finished("retry")
+    assert listener.failed("retry") is None and listener.tokens("retry") == continuation(7, 0, 8)
+    assert len(assembled.engines) == 2 and client.alive
+    client.close()
+
+
+def test_what_is_submitted_while_an_engine_is_made_is_failed_once_and_counted_nowhere(assembled, listener, monkeypatch):
+    made, making, go_on = assembled.make_engine, threading.Event(), threading.Event()
+
+    def make_when_told():
+        if assembled.engines:
+            making.set()
+            assert go_on.wait(10)
+        return made()
+
+    monkeypatch.setattr(assembled, "make_engine", make_when_told)
+    client = InProcessClient(assembled)
+    client.set_listener(listener)
+    client.submit(request("bug", chr(BUG)))
+    assert making.wait(10)
+    client.submit(request("between"))  # the old engine takes it
+    go_on.set()
+    listener.wait_finished("bug", "between")
+    client.submit(request("between", seed=8))
+    listener.wait(lambda: listener.num_finished("between") == 1)
+    assert listener.tokens("between") == continuation(8, 0, 8)
+    assert len([e for e in listener.of("between") if isinstance(e, Failed)]) == 1
+    assert len(assembled.engines) == 2 and not assembled.engines[1].admission.open
+    client.close()
+
+
+def test_a_request_that_cannot_be_added_fails_alone(client, listener, assembled, caplog):
+    client.submit(request("bystander", chr(SLOW), max_tokens=6))
+    listener.wait(lambda: bool(listener.tokens("bystander")))
+    for i in range(4):
+        client.submit(request(f"unfit{i}", chr(UNFIT)))
+        listener.wait_finished(f"unfit{i}")
+        failed = listener.failed(f"unfit{i}")
+        assert failed is not None and "LookupError" in failed.message and "no place for it" in failed.message
+    listener.wait_finished("bystander")
+    assert listener.tokens("bystander") == continuation(7, 0, 6)
+    assert client.alive and len(assembled.engines) == 1 and not assembled.engines[0].admission.open
+    assert "no place for it" in caplog.text
+
+
+def test_in_a_forked_process_every_use_is_refused_by_name(client, listener):
+    client.submit(request("a"))
+    listener.wait_finished("a")
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = []
+        for use in (lambda: client.submit(request("b")), client.stats, lambda: client.info):
+            try:
+                use()
+                said.append("nothing was raised")
+            except TrivetError as error:
+                said.append(f"{type(error).__name__}: {error} {error.hint}")
+        client.cancel("a")  # what tidies up is silent
+        client.close()
+        os.write(write, "\n".join([*said, str(client.alive)]).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        *said, alive = pipe.read().split("\n")
+    assert os.waitpid(pid, 0)[1] == 0
+    assert len(said) == 3 and alive == "False"
+    for line in said:
+        assert str(os.getpid()) in line and str(pid) in line and "after the fork" in line, line
+    client.submit(request("c"))
+    listener.wait_finished("c")
+    assert listener.tokens("c") == continuation(7, 0, 8)
 
 
 def test_after_three_failed_steps_in_a_row_the_loop_gives_up(client, listener, caplog):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trivet.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
-from trivet.engine import memory
 from trivet.engine.memory import RESERVE_BYTES, memory_limit_bytes, plan_kv
 from trivet.errors import ConfigError
 from trivet.models.spec import LayerSpec, ModelSpec, RopeSpec
@@ -18,7 +18,9 @@ SPEC = ModelSpec(family="qwen3", dim=1024, vocab_size=151936, max_context=4096, 
                  rope=RopeSpec(), layers=(LAYER,) * 28)  # 112 KiB a token, 448 MiB a full context
 
 
-def plan(limit_gib: float = 24, *, seqs: int = 64, weight_bytes: int = 0, context: int | None = None, **cache: Any) -> Any:
+def plan(
+    limit_gib: float = 24, *, seqs: int = 64, weight_bytes: int = 0, context: int | None = None, **cache: Any
+) -> Any:
     config = EngineConfig(model=ModelConfig(max_context=context), cache=CacheConfig(**cache),
                           scheduler=SchedulerConfig(max_num_seqs=seqs))
     return plan_kv(SPEC, config, weight_bytes=weight_bytes, limit_bytes=int(limit_gib * GIB))
@@ -76,10 +78,62 @@ def test_block_bytes_are_what_the_core_takes() -> None:
         assert SPEC.kv_bytes_per_token(dtype) * 32 == _core.kv_block_bytes([(8, 128)] * 28, 32, dtype == "int8")
 
 
-def test_the_cgroup_limit_counts(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "_CGROUP_FILES", (str(tmp_path / "absent"), str(file)))
-    file.write_text("max\n")
-    unlimited = memory_limit_bytes()
-    file.write_text("123456789\n")
-    assert memory_limit_bytes() == 123456789 < unlimited
+def test_a_context_that_was_asked_for_and_does_not_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"`model\.max_context` is 1,000, but .* holds 992 tokens") as caught:
+        plan(memory_bytes=SPEC.kv_bytes_per_token("bf16") * 1000, context=1000)
+    assert "--max-context 992" in str(caught.value.hint) and "0.11 GiB" in caught.value.message
+    assert plan(memory_bytes=SPEC.kv_bytes_per_token("bf16") * 1000, context=992).max_context == 992
+    with pytest.raises(ConfigError, match=r"`model\.max_context` is 4,096"):
+        plan(limit_gib=1, context=4096)
+
+
+# --- what the cgroup allows: a fake root -------------------------------------------------------------------------
+
+MEMINFO = "MemTotal:       16777216 kB\nMemFree:         1024 kB\n"
+
+
+def root_of(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in {"proc/meminfo": MEMINFO, **files}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 16 * GIB),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, 16 * GIB),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{2 * GIB}\n"}, 2 * GIB),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{32 * GIB}\n"}, 16 * GIB),
+        ({"proc/self/cgroup": "0::/user.slice/app\n", "sys/fs/cgroup/user.slice/app/memory.max": f"{3 * GIB}\n",
+          "sys/fs/cgroup/user.slice/memory.max": "max\n"}, 3 * GIB),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": f"{3 * GIB}\n",
+          "sys/fs/cgroup/a/memory.max": f"{GIB}\n"}, GIB),
+        ({"proc/self/cgroup": "0::/a\n", "sys/fs/cgroup/b/memory.max": f"{GIB}\n"}, 16 * GIB),  # of another
+        ({"proc/self/cgroup": "0::/../../elsewhere\n", "sys/elsewhere/memory.max": f"{GIB}\n",
+          "sys/fs/cgroup/memory.max": f"{5 * GIB}\n"}, 5 * GIB),  # outside of our namespace
+        ({"proc/self/cgroup": "4:memory:/job/7\n0::/\n",
+          "sys/fs/cgroup/memory/job/7/memory.limit_in_bytes": f"{2 * GIB}\n",
+          "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "9223372036854771712\n"}, 2 * GIB),
+        ({"proc/self/cgroup": "9:cpu:/x\n4:cpu,memory:/x:y\n",
+          "sys/fs/cgroup/memory/x:y/memory.limit_in_bytes": f"{GIB}\n"}, GIB),
+        ({"proc/self/cgroup": "4:memory:/docker/abc\n",  # the container's own folder is mounted at the top
+          "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{4 * GIB}\n"}, 4 * GIB),
+        ({"proc/self/cgroup": "nonsense\n"}, 16 * GIB),
+    ],
+)  # fmt: skip
+def test_the_limit_is_the_least_of_the_machine_and_of_the_processs_cgroups(
+    tmp_path: Path, files: dict[str, str], expected: int
+) -> None:
+    assert memory_limit_bytes(root_of(tmp_path, files)) == expected
+
+
+def test_this_machine_has_a_limit() -> None:
+    assert 2**28 < memory_limit_bytes() <= memory_limit_bytes(Path("/"))
+
+
+def test_without_a_total_the_budget_cannot_be_chosen(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no MemTotal line"):
+        memory_limit_bytes(root_of(tmp_path, {"proc/meminfo": "MemFree: 1 kB\n"}))

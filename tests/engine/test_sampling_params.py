@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from trivet.engine.sampling_params import SamplingParams
@@ -25,6 +28,58 @@ def test_refuses_by_name(param: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=f"`{param}` is .*, but it must be ") as caught:
         SamplingParams(**{param: value})
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "param,value",
+    [
+        ("n", True), ("n", 1.0), ("n", None), ("max_tokens", "5"), ("max_tokens", 5.0), ("min_tokens", False),
+        ("temperature", "0"), ("temperature", True), ("top_p", [1.0]), ("top_p", float("nan")), ("top_k", 2.5),
+        ("min_p", float("nan")), ("presence_penalty", None), ("presence_penalty", float("nan")),
+        ("frequency_penalty", "1"), ("seed", 1.5), ("seed", True), ("stop", 5), ("stop", ("a", 5)), ("stop", {"a": 1}),
+        ("stop", b"a"), ("stop", None), ("stop", ""), ("stop_token_ids", 5), ("stop_token_ids", "5"),
+        ("stop_token_ids", (1.0,)), ("stop_token_ids", (True,)), ("ignore_eos", 1), ("ignore_eos", None),
+        ("logit_bias", [(1, 2.0)]), ("logit_bias", {"1": 2.0}), ("logit_bias", {True: 2.0}), ("logit_bias", {1: "2"}),
+        ("logit_bias", {1: True}), ("logit_bias", {1: float("nan")}), ("logit_bias", None),
+        ("allowed_token_ids", "ab"), ("allowed_token_ids", ("a",)), ("logprobs", True), ("prompt_logprobs", 1.0),
+        ("include_stop_str_in_output", "yes"), ("skip_special_tokens", 0),
+    ],
+)  # fmt: skip
+def test_refuses_another_type_by_name(param: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"`{param}` is .*, but it must be ") as caught:
+        SamplingParams(**{param: value})
+    assert caught.value.param == param and repr(value) in caught.value.message
+
+
+def test_what_is_refused_is_shown_in_short() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(stop_token_ids=tuple(range(100_000, -2, -1)))
+    assert len(caught.value.message) < 300
+
+
+def test_a_string_is_one_stop_and_lists_become_tuples() -> None:
+    said: Any = {"stop": "abc", "stop_token_ids": [5, 3], "allowed_token_ids": [1]}
+    params = SamplingParams(**said)
+    assert (params.stop, params.stop_token_ids, params.allowed_token_ids) == (("abc",), (5, 3), (1,))
+    many: Any = ["a", "b"]
+    assert SamplingParams(stop=many).stop == ("a", "b")
+    assert msgspec.structs.replace(params, max_tokens=3).stop == ("abc",)
+
+
+def test_a_subclass_of_a_number_or_a_string_becomes_the_plain_one_and_can_be_sent() -> None:
+    class Text(str):
+        pass
+
+    params = SamplingParams(temperature=np.float64(0.5), n=HTTPStatus.CONTINUE, stop=(Text("a"),),
+                            stop_token_ids=(HTTPStatus.OK,), logit_bias={HTTPStatus.OK: np.float64(2.0)})
+    assert type(params.temperature) is float and type(params.n) is int
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
+    assert again == params and again.logit_bias == {200: 2.0}
+
+
+def test_an_int_stands_where_a_float_is_expected() -> None:
+    params = SamplingParams(temperature=0, top_p=1, min_p=0, presence_penalty=1, logit_bias={3: 5})
+    assert (params.temperature, params.top_p, params.logit_bias) == (0, 1, {3: 5})
 
 
 def test_min_tokens_beyond_max_tokens() -> None:

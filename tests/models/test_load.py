@@ -59,7 +59,8 @@ def test_impossible_stop_ids_are_named(tmp_path: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("temperature", "hot"), ("temperature", -1), ("top_p", 1.5),
-                                            ("top_k", True), ("min_p", 2), ("temperature", float("nan"))])  # fmt: skip
+                                            ("top_k", True), ("min_p", 2), ("temperature", float("nan")),
+                                            ("top_p", 0), ("top_k", 2**31), ("top_k", 2.5)])  # fmt: skip
 def test_impossible_sampling_is_named_unless_ignored(tmp_path: Path, key: str, value: Any) -> None:
     folder = make_checkpoint(tmp_path / "tiny", "llama", generation_config={key: value})
     with pytest.raises(ModelFormatError, match=rf"`{key}` in .*generation_config\.json is .*must be from") as caught:

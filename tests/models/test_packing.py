@@ -370,7 +370,7 @@ def test_pack_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIVET_THREADS", "3")
     assert pack_threads() == 3
     monkeypatch.setenv("TRIVET_THREADS", "many")
-    with pytest.raises(ConfigError, match="TRIVET_THREADS is 'many'"):
+    with pytest.raises(ConfigError, match="`TRIVET_THREADS` is 'many'"):
         pack_threads()
     monkeypatch.delenv("TRIVET_THREADS")
     assert pack_threads() >= 1

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 
-from trivet.config import ENVIRONMENT, env
+from trivet.config import ENVIRONMENT, env, env_threads
 from trivet.errors import ConfigError
 
 ISAS = ("baseline", "avx512", "amx")
@@ -22,9 +22,7 @@ def check_environment() -> None:
     _check_word("TRIVET_ISA", ISAS)
     _check_word("TRIVET_LOG", LEVELS)
     _check_word("TRIVET_PROFILE", ("0", "1"))
-    threads = env("TRIVET_THREADS")
-    if threads is not None and not (threads.isascii() and threads.isdigit() and int(threads) >= 1):
-        raise ConfigError(f"`TRIVET_THREADS` is {threads!r}, but it must be a number of 1 or more")
+    env_threads()
     for name in sorted(os.environ):
         if name.startswith("TRIVET_") and name not in ENVIRONMENT:
             close = difflib.get_close_matches(name, ENVIRONMENT, n=1)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path("/")
+from trivet.engine.cgroup import ROOT, cgroup_folders, memory_limit, read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,56 +41,23 @@ def cpu_quota(root: Path = ROOT) -> float | None:
     """The least CPU time, in CPUs, that this process's cgroups grant (v2, then v1); None: no limit."""
     quotas = []
     for folder in cgroup_folders(root, "cpu"):
-        quota, period = _read(folder / "cpu.max").split()[:2] if (folder / "cpu.max").exists() else ("max", "1")
+        quota, period = read(folder / "cpu.max").split()[:2] if (folder / "cpu.max").exists() else ("max", "1")
         if (folder / "cpu.cfs_quota_us").exists():
-            quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+            quota, period = read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")
         if quota.isdigit() and int(quota) > 0:
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
 
 
-def memory_limit(root: Path = ROOT) -> int | None:
-    """The least memory, in bytes, that this process's cgroups grant (v2, then v1); None: no limit."""
-    limits = []
-    for folder in cgroup_folders(root, "memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):
-            text = _read(folder / name)
-            if text.isdigit() and int(text) < 2**60:  # v1 writes a huge number for "none"
-                limits.append(int(text))
-    return min(limits, default=None)
-
-
-def cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's cgroup and of all above it, in v2 and in v1."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            top = root / "sys/fs/cgroup"
-        elif controller in controllers.split(","):
-            top = root / "sys/fs/cgroup" / controller
-        else:
-            continue
-        parts = [part for part in path.split("/") if part]
-        yield from (top.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1))
-
-
 def _meminfo(root: Path) -> Iterator[tuple[str, int]]:
-    for line in _read(root / "proc/meminfo").splitlines():
+    for line in read(root / "proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
         if rest.endswith(" kB"):
             yield name, int(rest.split()[0]) * 1024
 
 
 def _cpu_name(root: Path) -> str:
-    for line in _read(root / "proc/cpuinfo").splitlines():
+    for line in read(root / "proc/cpuinfo").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return "unknown"
-
-
-def _read(path: Path) -> str:
-    """The stripped text of a file, empty if it cannot be read."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

@@ -35,6 +35,8 @@ def check_possible(request: EngineRequest, capabilities: Capabilities) -> None:
         wrong = least if least < 0 else most
         raise InvalidRequest(f"the prompt has token id {wrong}, but ids are 0 to {vocab_size - 1}", param="prompt")
     room = capabilities.max_context - prompt_len
+    if request.return_logits and sampling.max_tokens == 1:
+        room += 1  # only the prompt is computed: the token drawn after it needs no place
     max_tokens = max(room, 1) if sampling.max_tokens is None else sampling.max_tokens
     if max_tokens > room:
         raise ContextTooLong(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from trivet.engine.messages import Timings, TokenLogprob
 
-Finish = Literal["stop", "length", "abort"]  # "abort": the caller cancelled; HTTP clients never see it
+Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

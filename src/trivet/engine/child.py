@@ -22,6 +22,7 @@ from trivet.errors import EngineDied, Overloaded, TrivetError
 
 log = logging.getLogger("trivet")
 
+STARTING_RETRY_S = 5.0  # how long a first start takes is not known
 EXIT_TIMEOUT_S = 5.0  # from hang-up to the end of the process
 
 
@@ -40,7 +41,8 @@ class ChildProcessClient:
 
     The constructor returns at once; `wait_ready` says when the model is loaded, or why it is not. When the process
     dies, open requests fail with EngineDied and it is started again after `RestartPolicy`'s pause; what is submitted
-    meanwhile waits for at most `policy.hold_s`. One thread starts the process, reads its events and outlives it.
+    meanwhile waits for at most `policy.hold_s`. No more requests wait for a start than may wait in the engine. One
+    thread starts the process, reads its events and outlives it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class ChildProcessClient:
         self._config = config
         self._policy = policy or RestartPolicy()
         self._command = command
+        self._max_held = max(1, config.scheduler.max_waiting)  # requests that may wait for a start
         self._listener: Callable[[list[EngineEvent]], None] = _nobody
         self._events: Outbox[EngineEvent] = Outbox(self._deliver, name="trivet-events")
         self._open = OpenRequests()
@@ -264,11 +267,13 @@ class ChildProcessClient:
 
     def _refuse_or_none(self) -> TrivetError | None:
         match self._state:
-            case ChildState.READY | ChildState.STARTING:
+            case ChildState.READY:
                 return None
+            case ChildState.STARTING:
+                if len(self._held) < self._max_held:
+                    return None
             case ChildState.RESTARTING:
-                limit = self.info.max_waiting
-                if self._wait_s() <= self._policy.hold_s and len(self._held) < max(1, limit):
+                if self._wait_s() <= self._policy.hold_s and len(self._held) < self._max_held:
                     return None
         return self._refusal()
 
@@ -278,6 +283,9 @@ class ChildProcessClient:
                 return Overloaded("the engine is closing and takes no new requests", retry_after_s=1.0)
             case ChildState.GAVE_UP:
                 return self._error or EngineDied("the engine process is dead")
+            case ChildState.STARTING:
+                message = f"the engine is starting, and {len(self._held)} requests wait for it already"
+                return Overloaded(message, retry_after_s=STARTING_RETRY_S)
             case _:
                 return Overloaded("the engine is restarting", retry_after_s=max(1.0, self._wait_s()))
 

@@ -8,6 +8,7 @@ until either side closes. This thread does admission, so that a submit is answer
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -62,6 +63,7 @@ def serve(sock: socket.socket, assemble: Callable[[EngineConfig], Assembled]) ->
         log.debug("the engine could not start", exc_info=True)
         send([to_failed("", error)])
         return EXIT_START_FAILED
+    _calm_collector()
     outbox.put([assembled.info])
     loop.start()
     threading.Thread(target=_close_after, args=(loop, outbox, frames), name="trivet-closer", daemon=True).start()
@@ -88,6 +90,18 @@ def _close_after(loop: EngineLoop, outbox: Outbox[EngineEvent], frames: FrameSoc
     loop.join()
     outbox.close()
     frames.hang_up()
+
+
+def _calm_collector() -> None:
+    """Keeps Python's garbage collector from pausing the engine between two steps.
+
+    What lives now lives as long as the process, so it is frozen: no pass looks at it again (a full one took 11 ms,
+    many times the host's part of a step). Requests and events are freed by their reference counts, so passes may be
+    rare: by default there is one for every 700 new objects, which 32 streams with logprobs make in four steps.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _assemble(config: EngineConfig) -> Assembled:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import msgspec
 import numpy as np
 
 from trivet import _core
-from trivet.config import EngineConfig, env
+from trivet.config import EngineConfig, check_threads, env, env_threads
 from trivet.engine.memory import plan_kv
 from trivet.engine.step import Capabilities, StepBatch, StepResult
 from trivet.errors import ConfigError, UnsupportedCpu
@@ -29,21 +28,22 @@ class CpuRunner:
         """Raises ConfigError when weights, activations and a KV cache do not fit the memory (`plan_kv`)."""
         packed = loaded.packed
         cache, scheduler = config.cache, config.scheduler
-        self._model = _core.Model(packed.buffer, msgspec.to_builtins(packed.spec), msgspec.to_builtins(packed.tensors))
+        model = _core.Model(packed.buffer, msgspec.to_builtins(packed.spec), msgspec.to_builtins(packed.tensors))
+        self._model: _core.Model | None = model
         self._vocab = packed.spec.vocab_size
         self._dim = packed.spec.dim
         self._threads = threads
         max_tokens = max(min(scheduler.max_tokens_per_step, packed.spec.max_context), scheduler.max_num_seqs)
 
         def executor(num_blocks: int) -> _core.Executor:
-            return _core.Executor(self._model, num_blocks, cache.block_size, cache.dtype, max_tokens, threads)
+            return _core.Executor(model, num_blocks, cache.block_size, cache.dtype, max_tokens, threads)
 
         budget = plan_kv(
             packed.spec, config, weight_bytes=packed.weight_bytes, scratch_bytes=executor(1).scratch_bytes
         )
         self._notes = budget.notes
-        self._executor = executor(budget.num_blocks)
-        numerics = "|".join([packed.digest, packed.precision, cache.dtype, str(KERNEL_REVISION)])
+        self._executor: _core.Executor | None = executor(budget.num_blocks)
+        numerics = "|".join([packed.digest, packed.precision, cache.dtype, _core.isa(), str(KERNEL_REVISION)])
         self._capabilities = Capabilities(
             block_size=cache.block_size,
             num_blocks=budget.num_blocks,
@@ -61,16 +61,21 @@ class CpuRunner:
         return self._capabilities
 
     def info_fields(self) -> dict[str, Any]:
-        """What `EngineInfo` wants to know of the runner."""
+        """What `EngineInfo` wants to know of the runner. Raises ValueError after `close`."""
+        if self._executor is None or self._model is None:
+            raise ValueError("the runner is closed")
         return {
             "isa": _core.isa(),
             "num_threads": self._threads,
             "weight_bytes": self._model.weight_bytes,
             "kv_bytes": self._executor.block_bytes * self._capabilities.num_blocks,
-            "notes": list(self._notes),
+            "notes": [*_core.isa_notes(), *self._notes],
         }
 
     def submit(self, batch: StepBatch) -> int:
+        """Runs the step; see `Runner`. Raises ValueError after `close`, too."""
+        if self._executor is None:
+            raise ValueError("the runner is closed, so it cannot run a step")
         if self._result is not None:
             raise ValueError("a step is under way: collect it first")
         b = batch
@@ -106,7 +111,8 @@ class CpuRunner:
         return result
 
     def close(self) -> None:
-        self._result = None
+        """Gives KV cache and activations back and lets go of the weights; idempotent. No step may be under way."""
+        self._result = self._executor = self._model = None
 
 
 def choose_isa() -> str:
@@ -127,13 +133,13 @@ def choose_isa() -> str:
 
 
 def choose_threads(setting: int | None) -> int:
-    """Compute threads: the setting, then `TRIVET_THREADS`, then what affinity mask and CPU quota allow."""
-    text = env("TRIVET_THREADS")
-    if setting is None and text is not None:
-        if not text.isdigit() or int(text) < 1:
-            raise ConfigError(f"TRIVET_THREADS is {text!r}, but it must be a whole number of 1 or more")
-        setting = int(text)
-    return min(setting or _core.allowed_threads(), max(os.cpu_count() or 1, 1) * 4)
+    """Compute threads: the setting, then `TRIVET_THREADS`, then what affinity mask and CPU quota allow.
+
+    Raises ConfigError for more than 4 for each CPU.
+    """
+    if setting is not None:
+        return check_threads("threads", setting)
+    return env_threads() or int(_core.allowed_threads())
 
 
 def build_runner(loaded: LoadedModel, config: EngineConfig) -> CpuRunner:

@@ -61,10 +61,13 @@ def make_request(
     return_logits: bool = False,
 ) -> EngineRequest:
     """The request with everything resolved. Raises ContextTooLong with the numbers."""
+    num_given_up = 1 if return_logits and sampling.max_tokens == 1 else 0
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
-        sampling=resolve_sampling(sampling, defaults, num_prompt_tokens=len(prompt_token_ids), rest=rest),
+        sampling=resolve_sampling(
+            sampling, defaults, num_prompt_tokens=len(prompt_token_ids), rest=rest, num_given_up=num_given_up
+        ),
         stop_ids=stop_ids(sampling, defaults),
         priority=priority,
         cache_salt=cache_salt,
@@ -74,13 +77,19 @@ def make_request(
 
 
 def resolve_sampling(
-    sampling: SamplingParams, defaults: SamplingDefaults, *, num_prompt_tokens: int, rest: Rest = "completion"
+    sampling: SamplingParams,
+    defaults: SamplingDefaults,
+    *,
+    num_prompt_tokens: int,
+    rest: Rest = "completion",
+    num_given_up: int = 0,
 ) -> SamplingParams:
     """`sampling` without a None but `seed`: what was said, then the model's defaults, then OpenAI's.
 
-    Raises ContextTooLong when the prompt leaves no room, or less than `max_tokens` asks for.
+    `num_given_up` is 1 when only the prompt's logits are wanted: the token drawn after them needs no room. Raises
+    ContextTooLong when the prompt leaves no room, or less than `max_tokens` asks for.
     """
-    room = defaults.max_context - num_prompt_tokens
+    room = defaults.max_context - num_prompt_tokens + num_given_up
     if room < 1:
         raise ContextTooLong(
             f"the prompt has {num_prompt_tokens:,} tokens, but `{defaults.model_name}` can hold "

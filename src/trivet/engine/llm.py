@@ -184,7 +184,7 @@ class LLM:
         yield builder.result()
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [T, V]: row t holds the logits of the token after token_ids[:t + 1]."""
+        """float32 [T, V]: row t holds the logits of the token after token_ids[:t + 1]. T may be the whole context."""
         import numpy as np
 
         ids = [int(i) for i in token_ids]

@@ -55,7 +55,8 @@ class EngineLoop:
         self._clock = clock
         self._engine = make_engine()
         self._open = OpenRequests()
-        self._inbox: deque[EngineRequest | Cancel] = deque()
+        self._inbox: deque[tuple[SteppedEngine, EngineRequest] | Cancel] = deque()  # with the engine that admitted it
+        self._changing = threading.Lock()  # so that what one engine admits is failed with it
         self._wakeup = threading.Condition()
         self._draining = False
         self._stopping = False
@@ -91,22 +92,25 @@ class EngineLoop:
         if self._draining or self._stopping or not self.alive:
             self._publish([to_failed(request.request_id, self._closed_error())])
             return
-        self._open.add(request.request_id, request.sampling.n)
-        if self._ended:  # in between: the thread may have failed what was open before this was
-            self._open.discard(request.request_id)
-            self._publish([to_failed(request.request_id, self._closed_error())])
-            return
-        try:
-            verdict = self._engine.admission.check(request)
-        except Exception as error:
-            log.exception("admission of request %s failed", request.request_id)
-            verdict = to_failed(request.request_id, error)
+        with self._changing:
+            engine = self._engine
+            self._open.add(request.request_id, request.sampling.n)
+            verdict = self._verdict(engine, request)
         if isinstance(verdict, Failed):
             self._open.discard(request.request_id)
             self._publish([verdict])
             return
         self._publish([verdict])
-        self._send(request)
+        self._send((engine, request))
+
+    def _verdict(self, engine: SteppedEngine, request: EngineRequest) -> Accepted | Failed:
+        if self._ended:  # in between: the thread may have failed what was open before this was
+            return to_failed(request.request_id, self._closed_error())
+        try:
+            return engine.admission.check(request)
+        except Exception as error:
+            log.exception("admission of request %s failed", request.request_id)
+            return to_failed(request.request_id, error)
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
         """Ends a request, or one of its sequences; unknown ids are ignored."""
@@ -129,7 +133,7 @@ class EngineLoop:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _send(self, command: EngineRequest | Cancel) -> None:
+    def _send(self, command: tuple[SteppedEngine, EngineRequest] | Cancel) -> None:
         with self._wakeup:
             self._inbox.append(command)
             self._wakeup.notify()
@@ -171,7 +175,11 @@ class EngineLoop:
         """Takes in what came, runs one step, publishes what came out."""
         engine = self._engine
         while self._inbox:
-            self._take_in(engine, self._inbox.popleft())
+            command = self._inbox.popleft()
+            if isinstance(command, Cancel):
+                engine.cancel(command.request_id, command.index)
+            elif command[0] is engine:  # what another one admitted has failed with it
+                self._take_in(engine, command[1])
         events = engine.step() if engine.has_work else []
         self._open.on_events(events)
         if not engine.has_work or self._clock() - self._stats_time >= STATS_INTERVAL_S:
@@ -183,23 +191,37 @@ class EngineLoop:
         self._stats, self._stats_time = self._engine.stats(), self._clock()
         return self._stats
 
-    def _take_in(self, engine: SteppedEngine, command: EngineRequest | Cancel) -> None:
-        if isinstance(command, Cancel):
-            engine.cancel(command.request_id, command.index)
-        elif command.request_id in self._open:
-            engine.add(command)
-        else:  # cancelled before it began
-            engine.admission.forget(command.request_id)
+    def _take_in(self, engine: SteppedEngine, request: EngineRequest) -> None:
+        if request.request_id not in self._open:  # cancelled before it began
+            engine.admission.forget(request.request_id)
+            return
+        try:
+            engine.add(request)
+        except Exception as error:
+            log.exception("request %s could not be queued", request.request_id)
+            engine.cancel(request.request_id)
+            engine.admission.forget(request.request_id)
+            self._open.discard(request.request_id)
+            self._publish([to_failed(request.request_id, error)])
 
     def _recover(self, error: Exception, *, give_up: bool) -> None:
-        """Fails every open request with the error's name, and goes on with a fresh engine."""
+        """Goes on with a fresh engine, and then fails every open request with the error's name.
+
+        In this order, because who hears of a failure may send the request again at once.
+        """
         log.error("an engine step failed; %d open requests end with it", len(self._open), exc_info=error)
-        self._inbox.clear()
-        self._publish(list(self._open.fail_all(error)))
-        if not give_up:
-            try:
-                self._engine = self._make_engine()
-                return
-            except Exception:
-                log.exception("the engine could not be made anew")
-        self._broken = self._stopping = True
+        engine = None if give_up else self._make_anew()
+        with self._changing:
+            if engine is None:
+                self._broken = self._stopping = True
+            else:
+                self._engine = engine
+            failures = self._open.fail_all(error)
+        self._publish(list(failures))
+
+    def _make_anew(self) -> SteppedEngine | None:
+        try:
+            return self._make_engine()
+        except Exception:
+            log.exception("the engine could not be made anew")
+            return None

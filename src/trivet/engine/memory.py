@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trivet.config import EngineConfig
+from trivet.engine.cgroup import ROOT, memory_limit
 from trivet.errors import ConfigError
 from trivet.models.spec import ModelSpec
-
-_CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-
 
 RESERVE_BYTES = 512 * 2**20  # for the interpreter, the tokenizer and what the system itself needs
 
@@ -25,21 +23,15 @@ class KvBudget:
     notes: tuple[str, ...] = ()
 
 
-def memory_limit_bytes() -> int:
-    """Memory this process may use: the machine's, or its cgroup's limit if that is lower."""
-    total = _machine_bytes()
-    for name in _CGROUP_FILES:
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
+def memory_limit_bytes(root: Path = ROOT) -> int:
+    """Memory this process may use: the machine's, or the least of its cgroups' if that is lower; read below `root`."""
+    granted = memory_limit(root)
+    total = _machine_bytes(root)
+    return total if granted is None else min(total, granted)
 
 
-def _machine_bytes() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
+def _machine_bytes(root: Path) -> int:
+    for line in (root / "proc/meminfo").read_text().splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     raise ConfigError("/proc/meminfo has no MemTotal line, so the memory budget cannot be chosen", hint="set --memory")
@@ -57,11 +49,11 @@ def plan_kv(
     scratch_bytes: int = 0,
     limit_bytes: int | None = None,
 ) -> KvBudget:
-    """How many blocks: enough for `max_num_seqs` full contexts, at most `cache.memory_bytes` or a quarter of the memory.
+    """How many blocks: enough for `max_num_seqs` full contexts, at most `cache.memory_bytes` or a quarter of memory.
 
     Weights, activations, KV and a reserve together stay within the memory of the machine or cgroup. Raises ConfigError
-    when they cannot, when not even one block fits, or when `max_context` is more than the model was made for. When one
-    full context does not fit, `max_context` shrinks to what does, and a note says so.
+    when they cannot, when not even one block fits, or when a `max_context` that was asked for is more than the model
+    was made for or than the cache holds. The model's own context shrinks to what the cache holds, and a note says so.
     """
     cache = config.cache
     context = config.model.max_context or spec.max_context
@@ -96,12 +88,21 @@ def plan_kv(
             hint="raise --memory or the memory limit, or use --kv-precision int8",
         )
     notes = [
-        f"memory: KV cache at most {gib(num_blocks * block_bytes)} ({num_blocks:,} blocks of {cache.block_size} tokens, "
-        f"{cache.dtype}), {parts}; pages are touched when first used"
+        f"memory: KV cache at most {gib(num_blocks * block_bytes)} ({num_blocks:,} blocks of {cache.block_size} "
+        f"tokens, {cache.dtype}), {parts}; pages are touched when first used"
     ]
     if num_blocks < per_context:
-        context = num_blocks * cache.block_size
+        held = num_blocks * cache.block_size
+        if config.model.max_context is not None:
+            raise ConfigError(
+                f"`model.max_context` is {context:,}, but the KV cache may take {gib(num_blocks * block_bytes)}, which "
+                f"holds {held:,} tokens ({parts})",
+                hint=f"use --max-context {held} or less, more --memory ({gib(per_context * block_bytes)} would do), or "
+                "--kv-precision int8",
+            )
+        context = held
         notes.append(
-            f"the KV budget holds {context:,} tokens, so this is the longest context (the model's: {spec.max_context:,})"
+            f"the KV budget holds {context:,} tokens, so this is the longest context "
+            f"(the model's: {spec.max_context:,})"
         )
     return KvBudget(num_blocks=num_blocks, block_bytes=block_bytes, max_context=context, notes=tuple(notes))

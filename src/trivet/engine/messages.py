@@ -13,11 +13,10 @@ from trivet.engine.sampling_params import SamplingParams
 
 
 class FinishReason(str, Enum):
-    """Why a sequence ended. OpenAI's words; `ABORT` and `ERROR` never reach a client as a finish_reason."""
+    """Why a sequence ended. OpenAI's words; `ERROR` never reaches a client as a finish_reason."""
 
     STOP = "stop"
     LENGTH = "length"
-    ABORT = "abort"
     ERROR = "error"
 
 
@@ -97,7 +96,7 @@ class PromptInfo(Frozen, frozen=True, tag="prompt"):
     request_id: str
     num_cached_tokens: int
     logprobs: list[TokenLogprob | None] | None = None  # entry 0 is None
-    logits: bytes | None = None  # float32 [T, V], C order
+    logits: bytearray | None = None  # float32 [T, V], C order; the receiver's own
 
 
 class Failed(Frozen, frozen=True, tag="failed"):

@@ -218,4 +218,4 @@ class OutputBuilder:
 
 
 def _finish(reason: FinishReason) -> Finish:
-    return "stop" if reason is FinishReason.STOP else "length" if reason is FinishReason.LENGTH else "abort"
+    return "stop" if reason is FinishReason.STOP else "length"

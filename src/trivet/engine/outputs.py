@@ -41,20 +41,23 @@ def take_scores(result: StepResult, scored: Listlike[tuple[OpenRequest, int]]) -
 
 
 def take_logits(result: StepResult, wanted: Listlike[tuple[OpenRequest, int]]) -> None:
-    """Hands each request its part of the logits rows, float32 [count, V]."""
-    row = 0
+    """Writes each request's part of the logits rows where the client will read them: one copy of what may be large."""
+    row, vocab_size = 0, result.logits.shape[1]
     for opened, count in wanted:
-        opened.logits.append(result.logits[row : row + count].copy())
+        if opened.logits is None:
+            opened.logits = bytearray(4 * len(opened.prompt) * vocab_size)
+        rows = np.frombuffer(opened.logits, np.float32).reshape(-1, vocab_size)
+        rows[opened.num_logits : opened.num_logits + count] = result.logits[row : row + count]
+        opened.num_logits += count
         row += count
 
 
 def prompt_info(opened: OpenRequest) -> PromptInfo:
-    """What was learned of a prompt that is computed; the parts are given up."""
-    info = PromptInfo(
+    """What was learned of a prompt that is computed; the logits are given up."""
+    logits, opened.logits = opened.logits, None
+    return PromptInfo(
         request_id=opened.message.request_id,
         num_cached_tokens=opened.leader.num_cached,
         logprobs=None if opened.message.sampling.prompt_logprobs is None else opened.scores,
-        logits=np.concatenate(opened.logits).tobytes() if opened.message.return_logits else None,
+        logits=logits,
     )
-    opened.logits = []
-    return info

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
+from msgspec.structs import force_setattr
 
 from trivet.errors import InvalidRequest
 
-
 _INT32 = 2**31  # ids and counts reach the core as int32
+_SHOWN_CHARS = 100  # of a value that is refused
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How tokens are drawn; the defaults are OpenAI's, except that a model's generation_config may supply others.
 
     A field left at None means "not said": the model's generation_config, then OpenAI's default, fills it in
-    (`resolve_sampling` in `engine/defaults.py`). `seed=None` draws one and reports it.
+    (`resolve_sampling` in `engine/defaults.py`). `seed=None` draws one and reports it. A string as `stop` is one stop
+    string, and lists become tuples. Raises InvalidRequest for a value of another type or out of its range.
     """
 
     n: int = 1
@@ -38,29 +43,114 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        def check(ok: bool, param: str, value: object, expected: str) -> None:
-            if not ok:
-                raise InvalidRequest(f"`{param}` is {value!r}, but it must be {expected}", param=param)
-
-        check(1 <= self.n <= 128, "n", self.n, "between 1 and 128")
-        check(self.max_tokens is None or 1 <= self.max_tokens < _INT32, "max_tokens", self.max_tokens, "1 or more")
-        check(0 <= self.min_tokens < _INT32, "min_tokens", self.min_tokens, "0 or more")
-        if self.max_tokens is not None:
-            check(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "at most `max_tokens`")
-        t = self.temperature
-        check(t is None or 0.0 <= t <= 100.0, "temperature", t, "between 0 and 100")
-        check(self.top_p is None or 0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
-        check(self.top_k is None or -1 <= self.top_k < _INT32, "top_k", self.top_k, "0 (all) or more")
-        check(self.min_p is None or 0.0 <= self.min_p <= 1.0, "min_p", self.min_p, "between 0 and 1")
-        for param in ("presence_penalty", "frequency_penalty"):
-            check(-2.0 <= getattr(self, param) <= 2.0, param, getattr(self, param), "between -2 and 2")
-        check(self.seed is None or -(2**63) <= self.seed < 2**64, "seed", self.seed, "a 64-bit integer")
-        check(all(self.stop), "stop", self.stop, "non-empty strings")
-        check(all(-100.0 <= b <= 100.0 for b in self.logit_bias.values()), "logit_bias", self.logit_bias,
-              "between -100 and 100 for each token")
-        for param, ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", self.logit_bias),
-                           ("allowed_token_ids", self.allowed_token_ids or ())):
-            check(all(0 <= i < _INT32 for i in ids), param, getattr(self, param), "token ids")
-        for param in ("logprobs", "prompt_logprobs"):
+        for param, default, plain, expected in _CHECKS:
             value = getattr(self, param)
-            check(value is None or 0 <= value <= 20, param, value, "between 0 and 20")
+            if value is default:
+                continue
+            try:
+                kept = plain(value)
+            except (TypeError, ValueError, OverflowError):
+                raise _refused(param, value, expected) from None
+            if kept is not value:
+                force_setattr(self, param, kept)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _refused("min_tokens", self.min_tokens, "at most `max_tokens`")
+
+
+def _refused(param: str, value: object, expected: str) -> InvalidRequest:
+    shown = repr(value)
+    if len(shown) > _SHOWN_CHARS:
+        shown = f"{shown[:_SHOWN_CHARS]}..."
+    return InvalidRequest(f"`{param}` is {shown}, but it must be {expected}", param=param)
+
+
+# Each of these makes a check: it returns the value in its plain form, the same object if it has it already, and raises
+# TypeError or ValueError for what cannot be. Plain, because a subclass (of NumPy, or an enum) cannot be sent.
+
+
+def _whole(least: int, most: int) -> Callable[[Any], int]:
+    def plain(value: Any) -> Any:
+        if type(value) is not int:
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError
+            value = int(value)
+        if not least <= value <= most:
+            raise ValueError
+        return value
+
+    return plain
+
+
+def _real(least: float, most: float, *, above: bool = False) -> Callable[[Any], float]:
+    def plain(value: Any) -> Any:
+        kind = type(value)
+        if kind is not float and kind is not int:
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError
+            value = float(value)
+        if not least <= value <= most or (above and value == least):  # NaN is neither
+            raise ValueError
+        return value
+
+    return plain
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise TypeError
+    return value
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    listed = (value,) if isinstance(value, str) else value
+    if not isinstance(listed, tuple | list) or not all(isinstance(stop, str) and stop for stop in listed):
+        raise TypeError
+    if type(listed) is tuple and all(type(stop) is str for stop in listed):
+        return listed
+    return tuple(map(str, listed))
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list):
+        raise TypeError
+    if type(value) is tuple and set(map(type, value)) <= {int}:  # quick, because there may be a vocabulary of them
+        if value and not 0 <= min(value) <= max(value) < _INT32:
+            raise ValueError
+        return value
+    return tuple(map(_token_id, value))
+
+
+def _bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise TypeError
+    plain = {_token_id(key): _bias_value(bias) for key, bias in value.items()}
+    return value if all(type(part) in (int, float) for item in value.items() for part in item) else plain
+
+
+_token_id = _whole(0, _INT32 - 1)
+_bias_value = _real(-100.0, 100.0)
+
+_ALWAYS = object()  # is no default
+
+# (field, the default, for which nothing is checked, the check, what is expected)
+_CHECKS: tuple[tuple[str, object, Callable[[Any], Any], str], ...] = (
+    ("n", 1, _whole(1, 128), "a whole number between 1 and 128"),
+    ("max_tokens", None, _whole(1, _INT32 - 1), "a whole number of 1 or more"),
+    ("min_tokens", 0, _whole(0, _INT32 - 1), "a whole number of 0 or more"),
+    ("temperature", None, _real(0.0, 100.0), "a number between 0 and 100"),
+    ("top_p", None, _real(0.0, 1.0, above=True), "a number above 0 and at most 1"),
+    ("top_k", None, _whole(-1, _INT32 - 1), "a whole number: 0 (all) or more"),
+    ("min_p", None, _real(0.0, 1.0), "a number between 0 and 1"),
+    ("presence_penalty", _ALWAYS, _real(-2.0, 2.0), "a number between -2 and 2"),
+    ("frequency_penalty", _ALWAYS, _real(-2.0, 2.0), "a number between -2 and 2"),
+    ("seed", None, _whole(-(2**63), 2**64 - 1), "a 64-bit integer"),
+    ("stop", (), _stops, "one string or a list of them, all non-empty"),
+    ("stop_token_ids", (), _ids, "a list of token ids"),
+    ("ignore_eos", False, _flag, "True or False"),
+    ("logit_bias", _ALWAYS, _bias, "a dict from token ids to numbers between -100 and 100"),
+    ("allowed_token_ids", None, _ids, "a list of token ids"),
+    ("logprobs", None, _whole(0, 20), "a whole number between 0 and 20"),
+    ("prompt_logprobs", None, _whole(0, 20), "a whole number between 0 and 20"),
+    ("include_stop_str_in_output", False, _flag, "True or False"),
+    ("skip_special_tokens", True, _flag, "True or False"),
+)

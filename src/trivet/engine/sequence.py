@@ -15,7 +15,7 @@ import numpy as np
 from trivet.engine.messages import EngineRequest, FinishReason, Timings, TokenLogprob
 from trivet.engine.prefix_tree import Parent
 from trivet.engine.row_bias import allowed_mask, row_bias
-from trivet.engine.step import F32, I32, U32
+from trivet.engine.step import I32, U32
 
 _FIRST_ROOM = 256  # output tokens for which room is made at once
 
@@ -117,8 +117,8 @@ class OpenRequest:
     """A request between `add` and its last event, with what its sequences share."""
 
     __slots__ = (
-        "arrival_no", "arrival_s", "is_leader_muted", "logits", "mask", "max_tokens", "message", "num_open",
-        "num_scored", "prompt", "root", "scores", "seed", "sequences", "stop_ids", "wants_prompt",
+        "arrival_no", "arrival_s", "is_leader_muted", "logits", "mask", "max_tokens", "message", "num_logits",
+        "num_open", "num_scored", "prompt", "root", "scores", "seed", "sequences", "stop_ids", "wants_prompt",
     )  # fmt: skip
 
     def __init__(
@@ -146,7 +146,8 @@ class OpenRequest:
         self.mask: U32 | None = None if allowed is None else allowed_mask(allowed, vocab_size)
         self.wants_prompt = message.return_logits or sampling.prompt_logprobs is not None
         self.num_scored = 0  # prompt rows whose logits or log probabilities have come
-        self.logits: list[F32] = []
+        self.logits: bytearray | None = None  # float32 [T, V], made with the first rows
+        self.num_logits = 0  # rows of it that have come
         self.scores: list[TokenLogprob | None] = [None]
         self.sequences = [Sequence(self, index, vocab_size) for index in range(sampling.n)]
         self.num_open = sampling.n

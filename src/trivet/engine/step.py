@@ -79,7 +79,6 @@ class Capabilities:
     vocab_size: int
     max_context: int  # tokens
     numerics: str  # artifact digest + precision + KV type + tier + kernel revision, hex
-    async_submit: bool = False  # submit() returns before the step has run
 
 
 class Runner(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,18 +113,24 @@ def _eos_ids(content: dict[str, Any], where: Path) -> frozenset[int]:
     return frozenset(ids)
 
 
-SAMPLING_RANGES = {"temperature": (0, 100), "top_p": (0, 1), "top_k": (-1, 2**31), "min_p": (0, 1)}
+# What `SamplingParams` take: (type, least, most, in words). A model with defaults that no request may have is refused.
+SAMPLING_RANGES: dict[str, tuple[type, float, float, str]] = {
+    "temperature": (float, 0, 100, "from 0 to 100"),
+    "top_p": (float, sys.float_info.min, 1, "from above 0 to 1"),
+    "top_k": (int, -1, 2**31 - 1, "from -1 to 2147483647, and whole"),
+    "min_p": (float, 0, 1, "from 0 to 1"),
+}
 NOT_APPLIED = {"repetition_penalty": 1, "no_repeat_ngram_size": 0, "typical_p": 1, "num_beams": 1}
 
 
 def _check_sampling(content: dict[str, Any], where: Path) -> list[str]:
     """A note for each sampling setting that Trivet does not apply; ModelFormatError for an impossible value."""
-    for key, (least, most) in SAMPLING_RANGES.items():
+    for key, (kind, least, most, words) in SAMPLING_RANGES.items():
         value = content.get(key)
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (numeric and least <= value <= most):
+        if value is not None and not (numeric and least <= value <= most and kind(value) == value):
             raise ModelFormatError(
-                f"`{key}` in {where} is {value!r}, but it must be from {least} to {most}",
+                f"`{key}` in {where} is {value!r}, but it must be {words}",
                 hint="correct it, or load with `--generation-config none`",
             )
     return [

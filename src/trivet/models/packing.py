@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet import _core, config
-from trivet.errors import CacheError, ConfigError, ModelFormatError
+from trivet.errors import CacheError, ModelFormatError
 from trivet.formats import cache
 from trivet.formats.checkpoint import SourceIdentity, open_weights, read_json, source_identity
 from trivet.formats.layout import LAYOUT_VERSION, PackedTensor
@@ -89,12 +89,7 @@ def pack_checkpoint(
 
 def pack_threads() -> int:
     """TRIVET_THREADS, else what affinity mask and CPU quota allow."""
-    chosen = config.env("TRIVET_THREADS")
-    if chosen is None:
-        return int(_core.allowed_threads())
-    if not chosen.isdecimal() or not 1 <= int(chosen) <= 1023:
-        raise ConfigError(f"TRIVET_THREADS is {chosen!r}, but it must be a number from 1 to 1023")
-    return int(chosen)
+    return config.env_threads() or int(_core.allowed_threads())
 
 
 def load_packed(
