@@ -9,18 +9,12 @@
 namespace trivet {
 namespace {
 
-constexpr size_t kMaxHeadDim = 256;
-
-// bf16 of p values, half to even; NaN becomes 0, what would round to infinity the largest finite number. Written
-// without branches, so that compilers make vector code of it.
-void to_bf16(const float* x, size_t p, uint16_t* out) {
+// NaN becomes 0, infinity the largest finite bf16.
+void make_finite(uint16_t* x, size_t p) {
   for (size_t i = 0; i < p; ++i) {
-    uint32_t u;
-    std::memcpy(&u, x + i, 4);
-    const int32_t magnitude = int32_t(u & 0x7fffffff);
-    const uint32_t rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16, most = (u >> 16 & 0x8000) | 0x7f7f;
-    const uint32_t finite = magnitude >= 0x7f7f8000 ? most : rounded;
-    out[i] = uint16_t(magnitude > 0x7f800000 ? 0 : finite);
+    const uint16_t magnitude = x[i] & 0x7fff;
+    const uint16_t finite = magnitude == 0x7f80 ? uint16_t(x[i] - 1) : uint16_t(0);
+    x[i] = magnitude >= 0x7f80 ? finite : x[i];
   }
 }
 
@@ -63,7 +57,7 @@ KvView KvCache::view(size_t layer, size_t head) const {
   return {base_ + l.offset + head * l.head_bytes, block_bytes_, block_size_, l.shape.pp, int8_};
 }
 
-void KvCache::write(size_t layer, size_t head, int64_t slot, const float* key, const float* value) const {
+void KvCache::write(const Kernels& k, size_t layer, size_t head, int64_t slot, const float* key, const float* value) const {
   const Layer& l = layers_[layer];
   const size_t p = l.shape.head_dim, pp = l.shape.pp, at = size_t(slot) % block_size_;
   uint8_t* block = base_ + size_t(slot) / block_size_ * block_bytes_ + l.offset + head * l.head_bytes;
@@ -71,9 +65,11 @@ void KvCache::write(size_t layer, size_t head, int64_t slot, const float* key, c
   if (!int8_) {
     uint16_t* to = reinterpret_cast<uint16_t*>(block);
     uint16_t half[kMaxHeadDim];
-    to_bf16(key, p, half);
+    k.to_bf16(key, p, pp, half);
+    make_finite(half, p);
     for (size_t i = 0; i < p; i += 2) std::memcpy(to + k0 + i * 16, half + i, 4);
-    to_bf16(value, p, half);
+    k.to_bf16(value, p, pp, half);
+    make_finite(half, p);
     for (size_t i = 0; i < p; ++i) to[v0 + 2 * i] = half[i];
     return;
   }

@@ -214,24 +214,27 @@ struct Step {
   void write_kv(const LayerWeights& l, size_t layer) const {
     const size_t heads = l.num_heads, kv_heads = l.num_kv_heads, p = l.head_dim, pp = l.pp(), group = heads / kv_heads;
     for_rows(num_tokens, 4, [&](size_t r, int) {
-      float* row = s.qkv.get() + r * s.qkv_ld;
+      const float* row = s.qkv.get() + r * s.qkv_ld;
       const size_t position = size_t(s.position.get()[r]);
       const float *cos = l.rope_cos + position * (p / 2), *sin = l.rope_sin + position * (p / 2);
+      float head[kMaxHeadDim];
+      auto norm_and_turn = [&](const float* x, const float* weight) {
+        if (weight)
+          k.rms_norm(x, weight, model.norm_eps, p, head);
+        else
+          std::memcpy(head, x, p * sizeof(float));
+        k.rope(head, cos, sin, p);
+      };
       for (size_t h = 0; h < heads; ++h) {
-        float* q = row + h * p;
-        if (l.q_norm) k.rms_norm(q, l.q_norm, model.norm_eps, p, q);
-        k.rope(q, cos, sin, p);
-        uint16_t* to = s.q.get() + ((h / group) * num_tokens * group + r * group + h % group) * pp;
-        k.to_bf16(q, p, pp, to);
+        norm_and_turn(row + h * p, l.q_norm);
+        k.to_bf16(head, p, pp, s.q.get() + ((h / group) * num_tokens * group + r * group + h % group) * pp);
       }
       const int32_t* table = in.block_tables + size_t(s.seq.get()[r]) * in.table_width;
       const int64_t slot = int64_t(table[position / cache.block_size()]) * int64_t(cache.block_size()) +
                            int64_t(position % cache.block_size());
       for (size_t h = 0; h < kv_heads; ++h) {
-        float* key = row + (heads + h) * p;
-        if (l.k_norm) k.rms_norm(key, l.k_norm, model.norm_eps, p, key);
-        k.rope(key, cos, sin, p);
-        cache.write(layer, h, slot, key, row + (heads + kv_heads + h) * p);
+        norm_and_turn(row + (heads + h) * p, l.k_norm);
+        cache.write(k, layer, h, slot, head, row + (heads + kv_heads + h) * p);
       }
     });
   }
@@ -276,7 +279,8 @@ struct Step {
     }
   }
 
-  // Items are handed out one by one, the sequences in order, each with its last (longest) tiles first.
+  // Items are handed out one by one: sequence by sequence, head by head (its keys and values stay in L2), the last
+  // and longest tiles first.
   void attention(const LayerWeights& l, size_t layer) const {
 #ifdef TRIVET_FAULTS
     if (planted_fault == Fault::kFreshKv && faulty_attention(l, in, s.qkv.get(), s.qkv_ld, s.q.get(), num_tokens, s.position.get(), cache, layer, s.attn.get(), s.attn_ld))
@@ -291,7 +295,7 @@ struct Step {
         const size_t tiles = (rows + kQueryTile - 1) / kQueryTile, items = tiles * l.num_kv_heads;
         for (; item < first_of_seq + items; item = next.fetch_add(1)) {
           const size_t i = item - first_of_seq;
-          attend_tile(l, layer, seq, i % l.num_kv_heads, (tiles - 1 - i / l.num_kv_heads) * kQueryTile, t);
+          attend_tile(l, layer, seq, i / tiles, (tiles - 1 - i % tiles) * kQueryTile, t);
         }
         first_of_seq += items;
       }

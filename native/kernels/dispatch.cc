@@ -23,7 +23,7 @@ bool self_test(const Kernels& candidate, bool amx) {
   constexpr size_t k = 64, rows = 33, panels = 2;
   alignas(64) static uint8_t codes[panels * 32 * k];
   alignas(64) static uint8_t x[64 * k * 2];
-  alignas(64) static uint8_t scratch[64 * k + 8192];
+  alignas(64) static uint8_t scratch[linear_scratch_bytes(k)];
   static uint8_t multipliers[panels * k / 2];
   static float scales[16 * panels], row_scales[64], want[rows * 32], got[rows * 32];
   static int32_t colsum[16 * panels];

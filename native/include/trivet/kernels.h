@@ -48,7 +48,7 @@ enum class Epilogue : int {
 // the tile instruction tdpbf16ps does.
 using LinearFn = void (*)(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out,
                           size_t ld, uint8_t* scratch);
-inline size_t linear_scratch_bytes(size_t kp) { return 64 * kp + 8192; }
+constexpr size_t linear_scratch_bytes(size_t kp) { return 64 * kp + 65536; }
 
 // One attention work item: up to 16 query rows of one sequence and one key/value head, against all their keys.
 constexpr size_t kQueryTile = 16;

@@ -12,6 +12,8 @@
 
 namespace trivet {
 
+constexpr size_t kMaxHeadDim = 256;
+
 struct KvShape {  // of one layer
   size_t num_kv_heads, head_dim, pp;
 };
@@ -32,7 +34,7 @@ class KvCache {
 
   // Writes key and value (f32 [P]) of one head at a slot; int8: one scale each, absmax / 127. Values that are not finite
   // are stored as 0 or the largest bf16: a block must never poison another sequence that reuses it.
-  void write(size_t layer, size_t head, int64_t slot, const float* key, const float* value) const;
+  void write(const Kernels& k, size_t layer, size_t head, int64_t slot, const float* key, const float* value) const;
 
  private:
   struct Layer {

@@ -121,7 +121,7 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
         for (size_t j = 0; j < 32 * runs; j += 16) std::memset(wr + j, 0, 32);
         continue;
       }
-      const float a = old_max == new_max ? 1.0f : max_lane(exp_nonpositive(splat(old_max - new_max)));
+      const float a = old_max == new_max ? 1.0f : exp_nonpositive(splat(old_max - new_max))[0];
       vf total{};
       for (size_t j = 0; j < 32 * runs; j += 16) {
         vf e = exp_nonpositive(load(row + j) - new_max);
@@ -146,8 +146,8 @@ void merge_partials(size_t num_rows, size_t pp, float* out, float* row_max, floa
   for (size_t r = 0; r < num_rows; ++r) {
     if (max2[r] == -__builtin_inff()) continue;
     const float m = row_max[r] > max2[r] ? row_max[r] : max2[r];
-    const float a = row_max[r] == m ? 1.0f : max_lane(exp_nonpositive(splat(row_max[r] - m)));
-    const float b = max2[r] == m ? 1.0f : max_lane(exp_nonpositive(splat(max2[r] - m)));
+    const float a = row_max[r] == m ? 1.0f : exp_nonpositive(splat(row_max[r] - m))[0];
+    const float b = max2[r] == m ? 1.0f : exp_nonpositive(splat(max2[r] - m))[0];
     row_max[r] = m;
     row_sum[r] = row_sum[r] * a + sum2[r] * b;
     for (size_t p = 0; p < pp; p += 16)

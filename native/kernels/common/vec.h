@@ -30,20 +30,24 @@ TRIVET_INLINE vf max(const vf& a, const vf& b) { return a > b ? a : b; }
 TRIVET_INLINE vf min(const vf& a, const vf& b) { return a < b ? a : b; }
 TRIVET_INLINE vf abs(const vf& a) { return as_float(as_int(a) & 0x7fffffff); }
 
-// Lane sums and maxima in one fixed tree: 16 -> 8 -> 4 -> 2 -> 1.
-TRIVET_INLINE float sum(const vf& v) {
-  float a[16];
-  store(a, v);
-  for (int w = 8; w >= 1; w /= 2)
-    for (int i = 0; i < w; ++i) a[i] = a[i] + a[i + w];
-  return a[0];
+// Lane sums and maxima in one fixed tree: 16 -> 8 -> 4 -> 2 -> 1. The upper lanes of each fold do not matter.
+#define TRIVET_FOLD(v, n)                                                                                              \
+  __builtin_shufflevector(v, v, (0 + n) % 16, (1 + n) % 16, (2 + n) % 16, (3 + n) % 16, (4 + n) % 16, (5 + n) % 16,      \
+                          (6 + n) % 16, (7 + n) % 16, (8 + n) % 16, (9 + n) % 16, (10 + n) % 16, (11 + n) % 16,          \
+                          (12 + n) % 16, (13 + n) % 16, (14 + n) % 16, (15 + n) % 16)
+TRIVET_INLINE float sum(vf v) {
+  v = v + TRIVET_FOLD(v, 8);
+  v = v + TRIVET_FOLD(v, 4);
+  v = v + TRIVET_FOLD(v, 2);
+  v = v + TRIVET_FOLD(v, 1);
+  return v[0];
 }
-TRIVET_INLINE float max_lane(const vf& v) {
-  float a[16];
-  store(a, v);
-  for (int w = 8; w >= 1; w /= 2)
-    for (int i = 0; i < w; ++i) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
-  return a[0];
+TRIVET_INLINE float max_lane(vf v) {
+  v = max(v, TRIVET_FOLD(v, 8));
+  v = max(v, TRIVET_FOLD(v, 4));
+  v = max(v, TRIVET_FOLD(v, 2));
+  v = max(v, TRIVET_FOLD(v, 1));
+  return v[0];
 }
 
 // Loads the first n (< 16) lanes, others zero; never touches memory past them.
