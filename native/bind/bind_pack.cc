@@ -66,6 +66,12 @@ void expect_size(const char* name, const Array& array, size_t expected) {
                            std::to_string(expected)).c_str());
 }
 
+void expect_sums_in_int32(const char* kind, size_t k) {
+  if (k > trivet::kMaxIntegerK)
+    throw nb::value_error(("k is " + std::to_string(k) + ", but " + kind + " weights need one of at most " +
+                           std::to_string(trivet::kMaxIntegerK) + ": longer sums can overflow int32").c_str());
+}
+
 size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 bool pack_bf16(const nb::list& sources, size_t k, OutBytes codes, int num_threads) {
@@ -78,6 +84,7 @@ bool pack_bf16(const nb::list& sources, size_t k, OutBytes codes, int num_thread
 
 bool pack_i8(const nb::list& sources, size_t k, OutBytes codes, OutFloats scales, OutInts colsum, int num_threads) {
   const Sources s = read_sources(sources, k);
+  expect_sums_in_int32("int8", k);
   expect_size("codes", codes, s.padded_rows * round_up(k, 64));
   expect_size("scales", scales, s.padded_rows);
   expect_size("colsum", colsum, s.padded_rows);
@@ -89,6 +96,7 @@ bool pack_i8(const nb::list& sources, size_t k, OutBytes codes, OutFloats scales
 bool pack_i4(const nb::list& sources, size_t k, size_t group, OutBytes codes, OutBytes multipliers, OutFloats scales,
              OutInts colsum, int num_threads) {
   const Sources s = read_sources(sources, k);
+  expect_sums_in_int32("int4", k);
   if ((group != 32 && group != 64 && group != 128) || k % group != 0)
     throw nb::value_error(("group is " + std::to_string(group) + ", but it must be 32, 64 or 128 and divide k = " +
                            std::to_string(k)).c_str());

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -248,3 +250,54 @@ def test_bindings_refuse_what_does_not_fit() -> None:
     for k, group in ((64, 48), (64, 128), (80, 32)):
         with pytest.raises(ValueError, match=f"group is {group}"):
             _core.pack_i4([(as_bytes(normal(16, k)), "f32", 16)], k, group, codes, codes, floats, ints, 1)
+
+
+OUT_OF_MEMORY = """
+import resource
+import numpy as np
+from trivet import _core
+
+k, rows = 1 << 17, 64
+codes = {kind: np.zeros(rows * k * size // 2, np.uint8) for kind, size in (("bf16", 4), ("i8", 2), ("i4", 1))}
+scales, colsum = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
+multipliers = np.zeros(rows * k // 32, np.uint8)
+def pack(kind, k, rows):
+    sources, n = [(None, "f32", rows)], rows
+    out = codes[kind][: rows * k * {"bf16": 4, "i8": 2, "i4": 1}[kind] // 2]
+    if kind == "bf16":
+        return _core.pack_bf16(sources, k, out, 4)
+    if kind == "i8":
+        return _core.pack_i8(sources, k, out, scales[:rows], colsum[:rows], 4)
+    return _core.pack_i4(sources, k, 32, out, multipliers[: rows * k // 32], scales[:rows], colsum[:rows], 4)
+for kind in codes:
+    assert pack(kind, 64, 64)  # the pool has its threads now
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), hard))
+failed = []
+for kind in codes:
+    try:
+        pack(kind, k, rows)
+    except MemoryError:
+        failed.append(kind)
+resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+assert all(pack(kind, 64, 64) for kind in codes)
+print(*failed)
+"""
+
+
+def test_running_out_of_memory_is_an_error_and_packing_goes_on_after() -> None:
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "bf16 i8 i4\n", "")
+
+
+def test_bindings_refuse_sums_that_int32_cannot_hold() -> None:
+    k = 133_145
+    kp = 133_184
+    codes, floats, ints = np.zeros(16 * kp, np.uint8), np.zeros(16, np.float32), np.zeros(16, np.int32)
+    with pytest.raises(ValueError, match="k is 133145, but int8 weights need one of at most 133144"):
+        _core.pack_i8([(None, "f32", 16)], k, codes, floats, ints, 1)
+    multipliers = np.zeros(16 * 133_184 // 32, np.uint8)
+    with pytest.raises(ValueError, match="k is 133184, but int4 weights need one of at most 133144"):
+        _core.pack_i4([(None, "f32", 16)], 133_184, 32, codes[: 8 * kp], multipliers, floats, ints, 1)
+    assert _core.pack_i8([(None, "f32", 16)], 133_144, codes[: 16 * 133_184], floats, ints, 1)

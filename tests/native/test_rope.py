@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from trivet import _core
 
-F32, F64 = NDArray[np.float32], NDArray[np.float64]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 THETAS = (1e4, 5e5, 1e6)
 WIDTHS = (2, 4, 6, 10, 34, 64, 80, 96, 128, 256)
 PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803")
 
 
-def frequencies(head_dim: int, theta: float, scaling: str = "none", *numbers: float) -> F64:
+def frequencies(head_dim: int, theta: float, scaling: str = "none", **numbers: float) -> F64:
     out = np.full(head_dim // 2, np.nan)
-    _core.rope_frequencies(head_dim, theta, scaling, *(numbers or (1.0, 1.0, 4.0, 8192.0)), out)
+    settings = {"factor": 1.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position": 8192.0}
+    _core.rope_frequencies(head_dim, theta, scaling, **(settings | numbers), frequencies=out)
     return out
 
 
@@ -53,7 +55,7 @@ def test_frequencies_are_the_nearest_doubles(head_dim: int, theta: float) -> Non
 
 def test_linear_scaling_divides() -> None:
     plain = frequencies(64, 1e4)
-    assert frequencies(64, 1e4, "linear", 8.0, 1.0, 4.0, 8192.0).tolist() == (plain / 8).tolist()
+    assert frequencies(64, 1e4, "linear", factor=8.0).tolist() == (plain / 8).tolist()
 
 
 @pytest.mark.parametrize(("factor", "low", "high", "original"), [(8.0, 1.0, 4.0, 8192.0), (32.0, 1.0, 4.0, 64.0)])
@@ -61,9 +63,11 @@ def test_llama3_scaling_slows_the_slow_pairs(factor: float, low: float, high: fl
     plain = frequencies(128, 5e5)
     turns = original * plain / (2 * np.pi)
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    got = frequencies(128, 5e5, "llama3", factor, low, high, original)
+    got = frequencies(
+        128, 5e5, "llama3", factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_position=original
+    )
     assert got.tolist() == (plain * (smooth + (1 - smooth) / factor)).tolist()
-    assert got[0] == 1.0 and got[-1] == plain[-1] / factor and 0 < ((got < plain) & (got > plain / factor)).sum()
+    assert got[0] == 1.0 and got[-1] == plain[-1] / factor and ((got < plain) & (got > plain / factor)).any()
 
 
 def differ_off_boundaries(got: F32, want: F64) -> int:
@@ -115,9 +119,11 @@ def test_angles_up_to_two_billion(part: str) -> None:
 def test_the_bits_are_those_of_every_other_machine() -> None:
     """A digest stored once: whoever gets another one would serve another fingerprint for the same checkpoint."""
     digest = hashlib.sha256()
-    numbers = (1.0, 4.0, 8192.0)
-    for of in (frequencies(64, 1e4), frequencies(128, 5e5, "llama3", 32.0, *numbers),
-               frequencies(80, 1e6, "linear", 4.0, *numbers)):  # fmt: skip
+    for of in (
+        frequencies(64, 1e4),
+        frequencies(128, 5e5, "llama3", factor=32.0),
+        frequencies(80, 1e6, "linear", factor=4.0),
+    ):
         digest.update(of.tobytes())
         for part in ("cos", "sin"):
             digest.update(table(of, 4096, part).tobytes())
@@ -125,15 +131,22 @@ def test_the_bits_are_those_of_every_other_machine() -> None:
 
 
 def test_bindings_refuse_what_they_cannot_make() -> None:
-    good: list[Any] = [64, 1e4, "llama3", 8.0, 1.0, 4.0, 8192.0, np.zeros(32)]
-    for at, value, what in (
-        (0, 63, "head_dim is 63"), (0, 0, "head_dim is 0"), (1, 0.5, r"theta is 0\.5"), (1, 1e16, "theta is 1"),
-        (1, float("nan"), "theta is nan"), (2, "yarn", "scaling is 'yarn'"), (3, 0.5, r"factor is 0\.5"),
-        (3, float("inf"), "factor is inf"), (4, 4.0, "low_freq_factor is 4"), (4, float("nan"), "low_freq_factor is nan"),
-        (6, 0.0, "original_max_position is 0"), (7, np.zeros(31), "frequencies has 31 elements, expected 32"),
+    good: dict[str, Any] = {
+        "head_dim": 64, "theta": 1e4, "scaling": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position": 8192.0, "frequencies": np.zeros(32),
+    }  # fmt: skip
+    _core.rope_frequencies(**good)
+    for name, value, what in (
+        ("head_dim", 63, "head_dim is 63"), ("head_dim", 0, "head_dim is 0"), ("theta", 0.5, r"theta is 0\.5"),
+        ("theta", 1e16, "theta is 1"), ("theta", float("nan"), "theta is nan"),
+        ("scaling", "yarn", "scaling is 'yarn'"),
+        ("factor", 0.5, r"factor is 0\.5"), ("factor", float("inf"), "factor is inf"),
+        ("low_freq_factor", 4.0, "low_freq_factor is 4"), ("low_freq_factor", float("nan"), "low_freq_factor is nan"),
+        ("original_max_position", 0.0, "original_max_position is 0"),
+        ("frequencies", np.zeros(31), "frequencies has 31 elements, expected 32"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=what):
-            _core.rope_frequencies(*good[:at], value, *good[at + 1 :])
+            _core.rope_frequencies(**(good | {name: value}))
     out = np.zeros((4, 2), np.float32)
     for of, part, what in (
         (np.ones(3), "cos", "table has 2 columns, expected 3"), (np.ones(2), "tan", "part is 'tan'"),

@@ -15,6 +15,7 @@ from trivet.models.spec import LayerSpec, ModelSpec, RopeSpec
 FAMILIES = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
 MODEL_TYPES = {"llama": "llama", "qwen3": "qwen3"}
 MAX_HEAD_DIM = 256
+MAX_ROPE_THETA = 1e15  # what the core makes tables for
 T = TypeVar("T")
 REQUIRED: Any = object()
 
@@ -62,12 +63,15 @@ class Config:
             raise self.error(key, f"an integer from {least} to {most}")
         return value
 
-    def number(self, key: str, default: Any = REQUIRED) -> float:
+    def number(self, key: str, default: Any = REQUIRED, *, least: float = 0, most: float = math.inf) -> float:
+        """A number above 0, at least `least` and at most `most`."""
         value = self.content.get(key)
         if value is None and default is not REQUIRED:
             return float(default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
             raise self.error(key, "a number above 0")
+        if not least <= value <= most:
+            raise self.error(key, f"a number from {least:g} to {most:g}" if most < math.inf else f"at least {least:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
@@ -100,7 +104,7 @@ def model_spec(content: dict[str, Any], where: Path | str = "config.json") -> Mo
         out_bias=attention_bias,
         mlp_bias=config.flag("mlp_bias", False) if family == "llama" else False,
         qk_norm=family == "qwen3",
-        softmax_scale=head_dim**-0.5,
+        softmax_scale=1 / math.sqrt(head_dim),  # of exact operations, unlike pow: it is part of the digest
     )
     max_context = config.integer("max_position_embeddings")
     return ModelSpec(
@@ -182,14 +186,15 @@ def _rope(config: Config, max_context: int) -> RopeSpec:
     if not isinstance(value, dict):
         raise config.error(key, "an object")
     rope = Config(value, f"`{key}` of {config.where}")
-    theta = rope.number("rope_theta", config.number("rope_theta", 10000.0))
+    outer = config.number("rope_theta", 10000.0, least=1, most=MAX_ROPE_THETA)
+    theta = rope.number("rope_theta", outer, least=1, most=MAX_ROPE_THETA)
     kind = value.get("rope_type", value.get("type", "default"))
     if value.get("partial_rotary_factor") not in (None, 1):
         raise rope.error("partial_rotary_factor", "1 or absent: Trivet rotates whole heads")
     if kind == "default":
         return RopeSpec(theta=theta)
     if kind == "linear":
-        return RopeSpec(theta=theta, scaling="linear", factor=rope.number("factor"))
+        return RopeSpec(theta=theta, scaling="linear", factor=rope.number("factor", least=1))
     if kind == "llama3":
         low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
         if low >= high:
@@ -197,7 +202,7 @@ def _rope(config: Config, max_context: int) -> RopeSpec:
         return RopeSpec(
             theta=theta,
             scaling="llama3",
-            factor=rope.number("factor"),
+            factor=rope.number("factor", least=1),
             low_freq_factor=low,
             high_freq_factor=high,
             original_max_position=rope.integer("original_max_position_embeddings", max_context),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet import _core
 from trivet.errors import ModelFormatError
 from trivet.formats.layout import PANEL, Kind, choose_group, round_up
 from trivet.formats.packed import Rows, TensorPlan
@@ -15,6 +16,7 @@ from trivet.formats.safetensors import TensorView
 from trivet.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 KINDS: dict[str, Kind] = {"bf16": "bf16", "int8": "i8", "int4": "i4"}
+MAX_INTEGER_K = 133_144  # values of at most 127 times 127 that always add up to less than 2^31
 IGNORED_ENDINGS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attn.bias_mask")
 
 
@@ -52,6 +54,13 @@ class _Planner:
                 self.as_int8.setdefault(k, []).append(name)
             elif group != self.group_size:
                 self.regrouped.setdefault((k, group), []).append(name)
+        if kind != "bf16" and k > MAX_INTEGER_K:
+            source = next(r.tensor.name for r in rows if r.tensor is not None)
+            raise ModelFormatError(
+                f"tensor `{source}` has K = {k:,} columns, but a sum of int8 products is certain to fit int32 only up "
+                f"to {MAX_INTEGER_K:,}: it cannot be {'int8' if kind == 'i8' else 'int4'}",
+                hint="load the model with precision bf16",
+            )
         n = sum(r.num_rows for r in rows)
         self.plans.append(TensorPlan(name=name, kind=kind, n=n, k=k, group=group, rows=tuple(rows)))
 
@@ -64,6 +73,21 @@ class _Planner:
 
         self.plans.append(TensorPlan(name=name, kind="f32", n=sum(s[1] for s in sources), k=1, values=values))
 
+    def unused(self) -> list[str]:
+        """Names of tensors that were not taken and are no known buffers, in order."""
+        return sorted(n for n in self.tensors if n not in self.taken and not n.endswith(IGNORED_ENDINGS))
+
+    def refuse_unused_parts(self, num_layers: int) -> None:
+        """ModelFormatError for a tensor inside a layer that runs: leaving it out would make another model."""
+        for name in self.unused():
+            layer = re.match(r"model\.layers\.(\d+)\.", name)
+            if layer and int(layer[1]) < num_layers:
+                raise ModelFormatError(
+                    f"tensor `{name}` in {self.tensors[name].file} is a part of layer {layer[1]} that config.json does "
+                    "not describe, or that Trivet cannot compute yet",
+                    hint="without it the answers would be those of another model",
+                )
+
     def notes(self) -> list[str]:
         """What was given up or left over, one sentence each."""
         notes = []
@@ -71,9 +95,9 @@ class _Planner:
             notes.append(f"int8 instead of int4 for {_abbreviated(names)}: no group size divides K = {k}")
         for (k, group), names in self.regrouped.items():
             notes.append(f"group size {group} instead of {self.group_size} for {_abbreviated(names)}: K = {k}")
-        extra = [n for n in self.tensors if n not in self.taken and not n.endswith(IGNORED_ENDINGS)]
+        extra = self.unused()
         if extra:
-            notes.append(f"tensors of the checkpoint that this model does not use: {_abbreviated(sorted(extra))}")
+            notes.append(f"tensors of the checkpoint that this model does not use: {_abbreviated(extra)}")
         return notes
 
 
@@ -90,7 +114,8 @@ def plan_weights(
 ) -> tuple[list[TensorPlan], list[str]]:
     """The plans of all packed tensors, and notes on fall-backs and unused tensors.
 
-    ModelFormatError names a tensor that is missing, or has a dtype or shape that config.json does not describe.
+    ModelFormatError names a tensor that is missing, has a dtype or shape that config.json does not describe, belongs to
+    a layer that has no use for it, or is too wide for integer sums.
     """
     planner = _Planner(tensors, precision, group_size)
     embedding_kind: Kind = "bf16" if precision == "bf16" else "i8"
@@ -110,6 +135,7 @@ def plan_weights(
     for head_dim in sorted({layer.head_dim for layer in spec.layers}):
         cos, sin = (_rope_plan(spec, head_dim, part) for part in ("cos", "sin"))
         planner.plans += [cos, sin]
+    planner.refuse_unused_parts(spec.num_layers)
     return planner.plans, planner.notes()
 
 
@@ -191,20 +217,24 @@ def interleave_panels(gate: NDArray[np.float32], up: NDArray[np.float32]) -> NDA
 
 def _rope_plan(spec: ModelSpec, head_dim: int, part: str) -> TensorPlan:
     def values() -> NDArray[np.float32]:
-        angles = np.arange(spec.max_context, dtype=np.float64)[:, None] * rope_frequencies(spec.rope, head_dim)
-        return (np.cos(angles) if part == "cos" else np.sin(angles)).astype(np.float32)
+        table = np.empty((spec.max_context, head_dim // 2), np.float32)
+        _core.rope_table(rope_frequencies(spec.rope, head_dim), part, table)
+        return table
 
     return TensorPlan(name=f"rope_{part}.{head_dim}", kind="f32", n=spec.max_context, k=head_dim // 2, values=values)
 
 
 def rope_frequencies(rope: RopeSpec, head_dim: int) -> NDArray[np.float64]:
-    """Radians a position for each pair of a head, [P/2]."""
-    frequencies = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if rope.scaling == "linear":
-        return frequencies / rope.factor
-    if rope.scaling == "llama3":
-        turns = rope.original_max_position * frequencies / (2 * math.pi)  # of a pair over the original context
-        smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        smooth = np.clip(smooth, 0.0, 1.0)  # 1: many turns, left as they are; 0: few, slowed by the factor
-        return frequencies * (smooth + (1 - smooth) / rope.factor)
+    """Radians a position for each pair of a head, [P/2], of the core's own arithmetic: NumPy's depends on the CPU."""
+    frequencies = np.empty(head_dim // 2, np.float64)
+    _core.rope_frequencies(
+        head_dim,
+        rope.theta,
+        rope.scaling,
+        rope.factor,
+        rope.low_freq_factor,
+        rope.high_freq_factor,
+        float(rope.original_max_position),
+        frequencies,
+    )
     return frequencies
