@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from trivet.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from trivet.engine.cpu_runner import CpuRunner, build_runner
+from trivet.engine.memory import BLOCK_PAD_BYTES
 from trivet.engine.step import StepBatch
 from trivet.models.load import load_model
 
@@ -20,7 +21,7 @@ def make_runner(
 ) -> CpuRunner:
     """A runner on the checkpoint, packed into the test run's cache folder."""
     loaded = load_model(ModelConfig(path=str(folder), precision=precision))
-    memory = num_blocks * loaded.spec.kv_bytes_per_token(kv) * block_size
+    memory = num_blocks * (loaded.spec.kv_bytes_per_token(kv) * block_size + BLOCK_PAD_BYTES)
     config = EngineConfig(
         model=ModelConfig(path=str(folder), precision=precision),
         cache=CacheConfig(block_size=block_size, memory_bytes=memory, dtype=kv),

@@ -264,7 +264,7 @@ void bind_step(nb::module_& m) {
   m.def("cpu_has_amx", &cpu_has_amx, "Whether the CPU says that it has tiles for int8 and bf16.");
   m.def("amx_permitted", &amx_permitted, "Whether the operating system lets this process use tile registers.");
   m.def("kv_block_bytes", [](const std::vector<std::pair<size_t, size_t>>& layers, size_t block_size, bool int8) {
-    size_t total = 0;
+    size_t total = kBlockPadBytes;
     for (const auto& [heads, head_dim] : layers) total += heads * kv_head_bytes(block_size, (head_dim + 31) / 32 * 32, int8);
     return total;
   }, nb::arg("layers"), nb::arg("block_size"), nb::arg("int8"), "Bytes of one block over all layers given as (kv heads, head width).");

@@ -44,6 +44,7 @@ KvCache::KvCache(const std::vector<KvShape>& layers, size_t num_blocks, size_t b
     layers_.push_back({shape, block_bytes_, head_bytes});
     block_bytes_ += head_bytes * shape.num_kv_heads;
   }
+  block_bytes_ += kBlockPadBytes;
   mapped_ = block_bytes_ * num_blocks_;
   void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();

@@ -49,6 +49,9 @@ void flush_denormals_for_good() { __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr(
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
+// A row length in floats that is not a multiple of 4 KiB: else the same column of all rows would share few cache sets.
+size_t spread(size_t n) { return round_up(n, 16) + (round_up(n, 16) % 32 == 0 ? 16 : 32); }
+
 // The largest of f(layer) over the layers.
 template <class F>
 size_t most(const Model& m, F f) {
@@ -81,7 +84,7 @@ void embed_row(const Linear& w, int32_t token, float* x) {
 
 struct Executor::Scratch {
   size_t max_tokens, rows;  // rows: max_tokens rounded up to tiles, plus one tile that may be read past the end
-  size_t normed_ld, qkv_ld, attn_ld, act_ld;
+  size_t normed_ld, x_ld, qkv_ld, attn_ld, act_ld;
   Buffer<float> x, normed, qkv, attn, act, logits, row_scales, head_x;
   Buffer<uint8_t> operand;  // bf16 or int8 activations of the product under way
   Buffer<uint16_t> q;       // bf16 [K][T * G][Pp]
@@ -94,10 +97,11 @@ struct Executor::Scratch {
       : max_tokens(tokens),
         rows(round_up(tokens, 32) + 32),
         normed_ld(round_up(m.dim, 16)),
-        qkv_ld(round_up(most(m, [](const LayerWeights& l) { return l.qkv.n; }), 16)),
-        attn_ld(round_up(most(m, [](const LayerWeights& l) { return l.num_heads * l.head_dim; }), 16)),
-        act_ld(most(m, [](const LayerWeights& l) { return l.gate_up.n / 2; })),
-        x(rows * m.dim),
+        x_ld(spread(m.dim)),
+        qkv_ld(spread(most(m, [](const LayerWeights& l) { return l.qkv.n; }))),
+        attn_ld(spread(most(m, [](const LayerWeights& l) { return l.num_heads * l.head_dim; }))),
+        act_ld(spread(most(m, [](const LayerWeights& l) { return l.gate_up.n / 2; }))),
+        x(rows * x_ld),
         normed(size_t(threads) * normed_ld),
         qkv(rows * qkv_ld),
         attn(rows * attn_ld),
@@ -308,17 +312,17 @@ struct Step {
         s.seq.get()[r] = int32_t(q);
         s.position.get()[r] = in.context_lens[q] - (in.seq_starts[q + 1] - r);
       }
-    for_rows(num_tokens, 4, [&](size_t r, int) { embed_row(model.embed, in.token_ids[r], s.x.get() + r * model.dim); });
+    for_rows(num_tokens, 4, [&](size_t r, int) { embed_row(model.embed, in.token_ids[r], s.x.get() + r * s.x_ld); });
   }
 
   void layer(const LayerWeights& l, size_t index) const {
     float* x = s.x.get();
-    product(Operation::kQkv, l.qkv, prepare(x, model.dim, num_tokens, l.attn_norm, l.qkv), Epilogue::kStore, s.qkv.get(), s.qkv_ld);
+    product(Operation::kQkv, l.qkv, prepare(x, s.x_ld, num_tokens, l.attn_norm, l.qkv), Epilogue::kStore, s.qkv.get(), s.qkv_ld);
     timed(Operation::kKv, [&] { write_kv(l, index); });
     timed(Operation::kAttention, [&] { attention(l, index); });
-    product(Operation::kO, l.o, prepare(s.attn.get(), s.attn_ld, num_tokens, nullptr, l.o), Epilogue::kAdd, x, model.dim);
-    product(Operation::kGateUp, l.gate_up, prepare(x, model.dim, num_tokens, l.mlp_norm, l.gate_up), Epilogue::kSiluMul, s.act.get(), s.act_ld);
-    product(Operation::kDown, l.down, prepare(s.act.get(), s.act_ld, num_tokens, nullptr, l.down), Epilogue::kAdd, x, model.dim);
+    product(Operation::kO, l.o, prepare(s.attn.get(), s.attn_ld, num_tokens, nullptr, l.o), Epilogue::kAdd, x, s.x_ld);
+    product(Operation::kGateUp, l.gate_up, prepare(x, s.x_ld, num_tokens, l.mlp_norm, l.gate_up), Epilogue::kSiluMul, s.act.get(), s.act_ld);
+    product(Operation::kDown, l.down, prepare(s.act.get(), s.act_ld, num_tokens, nullptr, l.down), Epilogue::kAdd, x, s.x_ld);
   }
 
   // Calls f(i, thread, logits of rows[i]) for every asked row, a bounded number of logits at a time.
@@ -328,7 +332,7 @@ struct Step {
     for (size_t begin = 0; begin < count; begin += kHeadRows) {
       const size_t n = std::min(kHeadRows, count - begin);
       for (size_t i = 0; i < n; ++i)
-        std::memcpy(s.head_x.get() + i * model.dim, s.x.get() + size_t(rows[begin + i]) * model.dim, model.dim * 4);
+        std::memcpy(s.head_x.get() + i * model.dim, s.x.get() + size_t(rows[begin + i]) * s.x_ld, model.dim * 4);
       product(Operation::kHead, model.head, prepare(s.head_x.get(), model.dim, n, model.final_norm, model.head), Epilogue::kStore,
               s.logits.get(), ld);
       timed(Operation::kSample, [&] { for_rows(n, 1, [&](size_t i, int t) { f(begin + i, t, s.logits.get() + i * ld); }); });
@@ -363,7 +367,7 @@ struct Step {
     for_logits(in.logits_rows, in.num_logits,
                [&](size_t i, int, const float* logits) { std::memcpy(out.logits + i * vocab, logits, vocab * 4); });
     for_rows(in.num_hidden, 4, [&](size_t i, int) {
-      k.rms_norm(s.x.get() + size_t(in.hidden_rows[i]) * model.dim, model.final_norm, model.norm_eps, model.dim,
+      k.rms_norm(s.x.get() + size_t(in.hidden_rows[i]) * s.x_ld, model.final_norm, model.norm_eps, model.dim,
                  out.hidden + i * model.dim);
     });
   }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trivet.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
-from trivet.engine.memory import RESERVE_BYTES, memory_limit_bytes, plan_kv
+from trivet.engine.memory import BLOCK_PAD_BYTES, RESERVE_BYTES, memory_limit_bytes, plan_kv
 from trivet.errors import ConfigError
 from trivet.models.spec import LayerSpec, ModelSpec, RopeSpec
 
@@ -29,7 +29,7 @@ def plan(
 def test_takes_what_full_contexts_need_when_that_is_little() -> None:
     budget = plan(seqs=4)
     assert budget.num_blocks == 4 * 128
-    assert budget.block_bytes == 32 * 28 * 8 * 2 * 128 * 2
+    assert budget.block_bytes == 32 * 28 * 8 * 2 * 128 * 2 + BLOCK_PAD_BYTES
 
 
 def test_takes_at_most_a_quarter_of_the_memory() -> None:
@@ -68,14 +68,14 @@ def test_a_context_beyond_the_model_is_refused() -> None:
 
 
 def test_int8_blocks_hold_a_scale_a_token_and_head() -> None:
-    assert plan(dtype="int8").block_bytes == 32 * 28 * 8 * 2 * (128 + 4)
+    assert plan(dtype="int8").block_bytes == 32 * 28 * 8 * 2 * (128 + 4) + BLOCK_PAD_BYTES
 
 
 def test_block_bytes_are_what_the_core_takes() -> None:
     from trivet import _core
 
     for dtype in ("bf16", "int8"):
-        assert SPEC.kv_bytes_per_token(dtype) * 32 == _core.kv_block_bytes([(8, 128)] * 28, 32, dtype == "int8")
+        assert SPEC.kv_bytes_per_token(dtype) * 32 + BLOCK_PAD_BYTES == _core.kv_block_bytes([(8, 128)] * 28, 32, dtype == "int8")
 
 
 def test_a_context_that_was_asked_for_and_does_not_fit_is_refused_with_the_numbers() -> None:

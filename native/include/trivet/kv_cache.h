@@ -14,6 +14,9 @@ namespace trivet {
 
 constexpr size_t kMaxHeadDim = 256;
 
+// Between blocks, so that the same place of all blocks does not fall into the same cache sets.
+constexpr size_t kBlockPadBytes = 4160;
+
 struct KvShape {  // of one layer
   size_t num_kv_heads, head_dim, pp;
 };

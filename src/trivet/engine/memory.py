@@ -10,6 +10,7 @@ from trivet.engine.cgroup import ROOT, memory_limit
 from trivet.errors import ConfigError
 from trivet.models.spec import ModelSpec
 
+BLOCK_PAD_BYTES = 4160  # between blocks: kBlockPadBytes of kv_cache.h
 RESERVE_BYTES = 512 * 2**20  # for the interpreter, the tokenizer and what the system itself needs
 
 
@@ -73,7 +74,7 @@ def plan_kv(
             f"`cache.memory_bytes` is {gib(cache.memory_bytes)}, but only {gib(max(room, 0))} are left ({parts})",
             hint=f"use --memory {max(room, 0) // 2**20}MiB or less",
         )
-    block_bytes = spec.kv_bytes_per_token(cache.dtype) * cache.block_size
+    block_bytes = spec.kv_bytes_per_token(cache.dtype) * cache.block_size + BLOCK_PAD_BYTES
     per_context = -(-context // cache.block_size)
     if cache.memory_bytes is None:
         allowed = min(limit // 4, room)
