@@ -1,4 +1,4 @@
-"""Writes the files that are made from code: the native core's stub, docs/reference and the stored `--help` texts.
+"""Writes what is made from code: the native core's stub, docs/reference, public names, what the README's Python prints.
 
 `python scripts/generate.py` writes those that changed and names them; with `--check` it writes nothing and exits 1
 if there are any.
@@ -129,7 +129,9 @@ def help_text(*command: str) -> str:
     """What `trivet COMMAND --help` prints, without trailing blanks."""
     env = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     call = [sys.executable, "-m", "trivet.cli.main", *command, "--help"]
-    done = subprocess.run(call, capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(call, capture_output=True, text=True, check=False, env=env)
+    if done.returncode:
+        raise RuntimeError(f"`trivet {' '.join(command)} --help` failed:\n{done.stderr}")
     return "".join(line.rstrip() + "\n" for line in done.stdout.strip("\n").splitlines())
 
 
@@ -158,7 +160,20 @@ def public_names() -> str:
     )
 
 
+def readme() -> str:
+    """README.md, with what its Python prints."""
+    text = (REPO / "README.md").read_text()
+    found = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", text, re.DOTALL)
+    assert found, "README.md has no Python block followed by a text block"
+    done = subprocess.run([sys.executable, "-c", found[1]], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the README's Python failed:\n{done.stderr}")
+    printed = "".join(line.rstrip() + "\n" for line in done.stdout.rstrip().splitlines())
+    return text[: found.start(2)] + printed + text[found.end(2) :]
+
+
 MAKERS: dict[Path, Callable[[], str]] = {
+    Path("README.md"): readme,
     Path("src/trivet/_core.pyi"): stub,
     REFERENCE / "environment.md": environment,
     REFERENCE / "errors.md": errors,

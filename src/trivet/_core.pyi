@@ -16,6 +16,11 @@ kernels: types.ModuleType
 def allowed_threads() -> int:
     """Threads that the affinity mask and the CPU quota allow."""
 
+def cgroup_quota(membership: str = '/proc/self/cgroup', root: str = '/sys/fs/cgroup') -> float:
+    """
+    CPUs that the quota of this process's cgroups, and of those above them, allows; 0: no quota.
+    """
+
 def available_isas() -> list[str]:
     """
     Kernel tiers that this CPU and kernel allow and that passed their self-test, slowest first.
@@ -23,6 +28,11 @@ def available_isas() -> list[str]:
 
 def isa() -> str:
     """The kernel tier in use."""
+
+def isa_notes() -> list[str]:
+    """
+    Why tiers that this CPU seems to have are not available; usually empty.
+    """
 
 def set_isa(name: str) -> None:
     """
@@ -56,6 +66,12 @@ class Executor:
     def scratch_bytes(self) -> int:
         """Bytes of activations reserved; touched when first used."""
 
+    def set_profiling(self, on: bool) -> None:
+        """Whether steps count the time of each operation."""
+
+    def profile(self) -> dict:
+        """Operation -> (seconds, calls), counted while profiling was on."""
+
     @property
     def block_bytes(self) -> int:
         """Bytes of KV of one block over all layers."""
@@ -78,6 +94,16 @@ def pack_i8(sources: list, k: int, codes: Annotated[NDArray[numpy.uint8], dict(s
 def pack_i4(sources: list, k: int, group: int, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], multipliers: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], colsum: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')], num_threads: int) -> bool:
     """
     Fills codes, multipliers, scales [Np] and colsum [Np]; False if a value is NaN or infinite.
+    """
+
+def rope_frequencies(head_dim: int, theta: float, scaling: str, factor: float, low_freq_factor: float, high_freq_factor: float, original_max_position: float, frequencies: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """
+    Fills float64 [head_dim / 2] with radians a position; `scaling` is none, linear or llama3.
+    """
+
+def rope_table(frequencies: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu', writable=False)], part: str, table: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+    """
+    Fills float32 [positions, pairs] with the cos or sin (`part`) of position * frequency, all below 2^31.
     """
 
 def sample_rows(logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], *, temperature: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], top_k: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], top_p: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], min_p: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], seed: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], sample_idx: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], position: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], bias_starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], bias_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], bias_values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], mask_idx: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], masks: Annotated[NDArray[numpy.uint32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.int32]:

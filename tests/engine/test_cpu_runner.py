@@ -151,3 +151,21 @@ def test_a_closed_runner_gives_its_memory_back_and_says_that_it_is_closed(folder
 def address_space() -> int:
     """Bytes of address space of this process: what the KV cache reserves counts, touched or not."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+
+
+def test_a_profile_is_printed_at_the_end_when_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner = make_runner(folder)
+    runner.collect(runner.submit(batch_of_one([1, 2], 0, VOCAB, [0])))
+    runner.close()
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TRIVET_PROFILE", "1")
+    runner = make_runner(folder)
+    runner.collect(runner.submit(batch_of_one([1, 2], 0, VOCAB, [0])))
+    runner.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].split() == ["operation", "s", "share", "calls", "us", "a", "call"]
+    assert {line[:22].strip() for line in lines[1:]} >= {"attention", "qkv product", "head product", "norm and quantize"}
+    shares = [float(line[22:].split()[1].rstrip("%")) for line in lines[1:]]
+    assert sum(shares) == pytest.approx(100, abs=1) and shares == sorted(shares, reverse=True)

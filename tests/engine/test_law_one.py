@@ -27,9 +27,9 @@ def test_same_tokens_whatever_the_load(checkpoint: Path, precision: str, kv: str
 
 
 def check(search: Search) -> None:
-    """Nothing was found, and the search was one: many at once, preempted, with shared prefixes."""
+    """Nothing was found, and it was a search."""
     assert search.violation is None, search.violation
-    assert search.preemptions > 0 and search.cached_tokens > 0 and search.most_open >= 10, search
+    assert search.was_one, search
 
 
 @pytest.mark.slow

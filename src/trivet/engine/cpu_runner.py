@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ class CpuRunner:
         )
         self._notes = budget.notes
         self._executor: _core.Executor | None = executor(budget.num_blocks)
+        self._profiling = env("TRIVET_PROFILE") == "1"
+        self._executor.set_profiling(self._profiling)
         numerics = "|".join([packed.digest, packed.precision, cache.dtype, _core.isa(), str(KERNEL_REVISION)])
         self._capabilities = Capabilities(
             block_size=cache.block_size,
@@ -112,7 +115,19 @@ class CpuRunner:
 
     def close(self) -> None:
         """Gives KV cache and activations back and lets go of the weights; idempotent. No step may be under way."""
+        if self._profiling and self._executor is not None:
+            print(profile_table(self._executor.profile()), file=sys.stderr)
         self._result = self._executor = self._model = None
+
+
+def profile_table(profile: dict[str, tuple[float, int]]) -> str:
+    """Where the time of steps went, the longest first: seconds, share of all, calls and microseconds a call."""
+    total = sum(seconds for seconds, _ in profile.values())
+    lines = [f"{'operation':<22} {'s':>9} {'share':>7} {'calls':>9} {'us a call':>10}"]
+    for name, (seconds, calls) in sorted(profile.items(), key=lambda entry: -entry[1][0]):
+        if calls:
+            lines.append(f"{name:<22} {seconds:>9.3f} {seconds / total:>7.1%} {calls:>9,} {seconds / calls * 1e6:>10.1f}")
+    return "\n".join(lines)
 
 
 def choose_isa() -> str:
