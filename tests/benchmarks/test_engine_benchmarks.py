@@ -103,7 +103,7 @@ def test_a_server_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_host_time_is_read_alone_and_beside_large_bodies(run: Callable[..., list[dict[str, Any]]]) -> None:
-    alone, beside = run(host_time, "--streams", "2", "--tokens", "80", "--megabytes", "0.2")
+    alone, beside = run(host_time, "--streams", "2", "--tokens", "400", "--megabytes", "0.2")
     assert (alone["other_client"], alone["bodies_posted"]) == ("none", 0)
     assert beside["other_client"] == "0.2 MB bodies" and beside["bodies_posted"] > 0
     assert alone["value"] > 0 and beside["value"] > 0
