@@ -24,10 +24,18 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 Family = Literal["llama", "qwen3"]
 Dialect = Literal["v4", "v5"]
 FAMILIES: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
 
-LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-               "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 BOS, EOS, IM_START, IM_END = "<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIALS = [EOS, BOS, IM_START, IM_END]  # ids 0, 1, 2, 3
@@ -61,9 +69,18 @@ def make_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
-        "vocab_size": 320, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
-        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": None,
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 112,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 0,
+        "pad_token_id": None,
     }
     config_class, model_class = FAMILIES[family]
     config = config_class(**(settings | overrides))
@@ -81,8 +98,9 @@ def make_checkpoint(
     if dialect == "v4":
         to_v4(folder)
     if tokenizer if tokenizer is not None else config.vocab_size >= SMALLEST_TOKENIZER:
-        make_tokenizer(folder, config.vocab_size, add_bos=add_bos, chat_template=chat_template,
-                       template_file=template_file)
+        make_tokenizer(
+            folder, config.vocab_size, add_bos=add_bos, chat_template=chat_template, template_file=template_file
+        )
     return folder
 
 
@@ -133,19 +151,31 @@ def shard(folder: Path, count: int) -> None:
     (folder / "model.safetensors").unlink()
 
 
-def make_tokenizer(folder: Path, vocab_size: int = 320, *, add_bos: bool = False,
-                   chat_template: str | None = CHAT_TEMPLATE, template_file: bool = False) -> Tokenizer:
+def make_tokenizer(
+    folder: Path,
+    vocab_size: int = 320,
+    *,
+    add_bos: bool = False,
+    chat_template: str | None = CHAT_TEMPLATE,
+    template_file: bool = False,
+) -> Tokenizer:
     """A byte-level BPE in the folder: tokenizer.json with a BOS post-processor if asked for, tokenizer_config.json."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIALS, show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    tokenizer.train_from_iterator([" ".join(str(i * i) for i in range(400)), "the model reads and the model writes"],
-                                  trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIALS,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    tokenizer.train_from_iterator(
+        [" ".join(str(i * i) for i in range(400)), "the model reads and the model writes"], trainer
+    )
     if add_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 1)])
+            single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 1)]
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {"bos_token": BOS, "eos_token": EOS, "tokenizer_class": "PreTrainedTokenizerFast"}

@@ -119,7 +119,9 @@ class Twin:
             if layer.qk_norm:
                 q, k = self.norm(q, self.vector(at + "q_norm")), self.norm(k, self.vector(at + "k_norm"))
             q, k = self.rope(q, positions), self.rope(k, positions)
-            heads: list[Any] = [self.attend(q[:, j], k[:, j * kv // h], v[:, j * kv // h], layer.softmax_scale) for j in range(h)]
+            heads: list[Any] = [
+                self.attend(q[:, j], k[:, j * kv // h], v[:, j * kv // h], layer.softmax_scale) for j in range(h)
+            ]
             x = x + self.linear(at + "o", np.concatenate(heads, -1), at + "o_bias")
             y = self.linear(at + "gate_up", self.norm(x, self.vector(at + "mlp_norm")), at + "gate_up_bias")
             panels = y.reshape(len(ids), -1, 2, 16)

@@ -16,8 +16,15 @@ from trivet.models.load import load_model
 
 
 def make_runner(
-    folder: Path | str, *, precision: Any = "bf16", kv: Any = "bf16", block_size: int = 32, threads: int = 2,
-    num_blocks: int = 64, max_tokens: int = 512, max_num_seqs: int = 32,
+    folder: Path | str,
+    *,
+    precision: Any = "bf16",
+    kv: Any = "bf16",
+    block_size: int = 32,
+    threads: int = 2,
+    num_blocks: int = 64,
+    max_tokens: int = 512,
+    max_num_seqs: int = 32,
 ) -> CpuRunner:
     """A runner on the checkpoint, packed into the test run's cache folder."""
     loaded = load_model(ModelConfig(path=str(folder), precision=precision))
@@ -52,7 +59,9 @@ def batch_of_one(ids: list[int], start: int, vocab_size: int, table: list[int]) 
     )  # fmt: skip
 
 
-def logits_of(runner: CpuRunner, ids: list[int], chunks: list[int], table: list[int] | None = None) -> NDArray[np.float32]:
+def logits_of(
+    runner: CpuRunner, ids: list[int], chunks: list[int], table: list[int] | None = None
+) -> NDArray[np.float32]:
     """float32 [T, V], the ids computed in steps of the given sizes (the last size repeats)."""
     table = table or list(range(runner.capabilities.num_blocks))
     out, start = [], 0

@@ -25,8 +25,18 @@ from trivet.formats.unpack import dequantize
 from trivet.models.load import load_model
 from trivet.models.packing import pack_checkpoint
 
-HELD_OUT = ("configparser.py", "csv.py", "fractions.py", "heapq.py", "json/decoder.py", "json/encoder.py", "pprint.py",
-            "shelve.py", "statistics.py", "textwrap.py")
+HELD_OUT = (
+    "configparser.py",
+    "csv.py",
+    "fractions.py",
+    "heapq.py",
+    "json/decoder.py",
+    "json/encoder.py",
+    "pprint.py",
+    "shelve.py",
+    "statistics.py",
+    "textwrap.py",
+)
 CLIPS = np.arange(6.0, 12.01, 0.125)  # step = absmax / d: from hard clipping to unused codes
 WINDOW = 1024  # tokens seen at once
 
@@ -47,8 +57,11 @@ def float_scales(w: NDArray[np.float32], group: int) -> NDArray[np.float32]:
 
 def with_float_scales(model: Any, group: int) -> dict[str, torch.Tensor]:
     """The linear weights of every layer in the float form."""
-    return {name: torch.from_numpy(float_scales(p.detach().numpy(), group))
-            for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2}
+    return {
+        name: torch.from_numpy(float_scales(p.detach().numpy(), group))
+        for name, p in model.named_parameters()
+        if ".layers." in name and p.dim() == 2
+    }
 
 
 def with_multipliers(model: Any, folder: Path, group: int) -> dict[str, torch.Tensor]:
@@ -63,10 +76,15 @@ def with_multipliers(model: Any, folder: Path, group: int) -> dict[str, torch.Te
             assert all(packed.tensors[at + n].kind == "i4" for n in tensors), packed.notes
             q, kv = layer.num_heads * layer.head_dim, layer.num_kv_heads * layer.head_dim
             panels = tensors["gate_up"].reshape(-1, 2, 16, spec.dim)
-            parts = {"self_attn.q_proj": tensors["qkv"][:q], "self_attn.k_proj": tensors["qkv"][q : q + kv],
-                     "self_attn.v_proj": tensors["qkv"][q + kv :], "self_attn.o_proj": tensors["o"],
-                     "mlp.gate_proj": panels[:, 0].reshape(-1, spec.dim)[: layer.ffn_dim],
-                     "mlp.up_proj": panels[:, 1].reshape(-1, spec.dim)[: layer.ffn_dim], "mlp.down_proj": tensors["down"]}
+            parts = {
+                "self_attn.q_proj": tensors["qkv"][:q],
+                "self_attn.k_proj": tensors["qkv"][q : q + kv],
+                "self_attn.v_proj": tensors["qkv"][q + kv :],
+                "self_attn.o_proj": tensors["o"],
+                "mlp.gate_proj": panels[:, 0].reshape(-1, spec.dim)[: layer.ffn_dim],
+                "mlp.up_proj": panels[:, 1].reshape(-1, spec.dim)[: layer.ffn_dim],
+                "mlp.down_proj": tensors["down"],
+            }
             out |= {f"{to}{n}.weight": torch.from_numpy(np.array(v)) for n, v in parts.items()}
     names = {name for name, p in model.named_parameters() if ".layers." in name and p.dim() == 2}
     assert out.keys() == names
@@ -97,8 +115,10 @@ def measure(folder: Path, num_tokens: int) -> list[dict[str, Any]]:
     exact = log_probs(model, ids)
     records = []
     for group in (32, 64, 128):
-        forms = {"float16 scales": (with_float_scales(model, group), 4 + 16 / group),
-                 "integer multipliers": (with_multipliers(model, folder, group), 4.25)}
+        forms = {
+            "float16 scales": (with_float_scales(model, group), 4 + 16 / group),
+            "integer multipliers": (with_multipliers(model, folder, group), 4.25),
+        }
         for form, (weights, bits) in forms.items():
             model.load_state_dict(weights, strict=False)
             got = log_probs(model, ids)
@@ -129,7 +149,8 @@ def main() -> None:
     for pair in zip(records[::2], records[1::2], strict=True):
         for r in pair:
             ratio = r["value"] / pair[0]["value"]
-            print(f"{r['group']:>5} {r['form']:<20} {r['value']:>10.5f} {r['spread']:>8.5f} {r['top1']:>7.2%} {ratio:>6.3f}")
+            kl = f"{r['value']:>10.5f} {r['spread']:>8.5f}"
+            print(f"{r['group']:>5} {r['form']:<20} {kl} {r['top1']:>7.2%} {ratio:>6.3f}")
 
 
 if __name__ == "__main__":

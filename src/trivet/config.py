@@ -34,7 +34,9 @@ def _check_at_least(where: str, value: int | None, least: int) -> None:
 class ModelConfig:
     """Which model, and in what form it is computed."""
 
-    path: Annotated[str, "a folder in Hugging Face layout, `demo`, `demo-small`, or a hub id such as Qwen/Qwen3-0.6B"] = "demo"
+    path: Annotated[
+        str, "a folder in Hugging Face layout, `demo`, `demo-small`, or a hub id such as Qwen/Qwen3-0.6B"
+    ] = "demo"
     precision: Annotated[Precision, "auto: int8"] = "auto"
     group_size: Annotated[int, "weights that share a multiplier in int4: 32, 64 or 128"] = 32
     max_context: Annotated[int | None, "longest prompt + output, in tokens; None: what the model was made for"] = None
@@ -53,7 +55,9 @@ class CacheConfig:
     """How the KV cache is cut into blocks."""
 
     block_size: Annotated[int, "tokens per block: 32, 64 or 128 (a tile of the matrix unit holds 32 keys)"] = 32
-    memory_bytes: Annotated[int | None, "None: what max_num_seqs full contexts need, at most a quarter of the machine or cgroup"] = None
+    memory_bytes: Annotated[
+        int | None, "None: what max_num_seqs full contexts need, at most a quarter of the machine or cgroup"
+    ] = None
     dtype: Annotated[KvDtype, "how keys and values are stored"] = "bf16"
     prefix_caching: Annotated[bool, "share the KV of common prompt beginnings"] = True
 
@@ -73,7 +77,10 @@ class SchedulerConfig:
 
     max_num_seqs: Annotated[int, "sequences in one step"] = 64
     max_tokens_per_step: Annotated[int, "token budget of a step: the most it may carry"] = 512
-    itl_target_s: Annotated[float | None, "running streams keep this inter-token latency while prompts come in: the budget shrinks to it; None: off"] = 0.2
+    itl_target_s: Annotated[
+        float | None,
+        "running streams keep this inter-token latency while prompts come in: the budget shrinks to it; None: off",
+    ] = 0.2
     max_waiting: Annotated[int, "requests that may wait; one more is refused with 429"] = 256
     max_wait_s: Annotated[float, "refuse at once what would wait longer than this, by the measured rate"] = 120.0
 

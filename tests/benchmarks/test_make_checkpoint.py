@@ -68,7 +68,12 @@ def test_checkpoint_files_fit_together(script: ModuleType, tmp_path: Path) -> No
     made = script.make_checkpoint("tiny", tmp_path / "a")
     assert (made["parameters"], made["vocab_size"]) == (PARAMETERS["tiny"], 512)
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     with safe_open(tmp_path / "a" / "model.safetensors", "np") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -99,7 +104,8 @@ def test_shards_hold_the_same_weights(script: ModuleType, tmp_path: Path) -> Non
     assert index["metadata"]["total_size"] == 2 * PARAMETERS["tiny"]
     for name, shard in index["weight_map"].items():
         np.testing.assert_array_equal(
-            bf16(tmp_path / "many" / shard, name), bf16(tmp_path / "one" / "model.safetensors", name))
+            bf16(tmp_path / "many" / shard, name), bf16(tmp_path / "one" / "model.safetensors", name)
+        )
 
 
 def test_activations_keep_their_size(script: ModuleType, tmp_path: Path) -> None:

@@ -95,7 +95,13 @@ def test_impossible_limit(cached: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_sizes() -> None:
     assert [parse_size(text) for text in ("2", "2GiB", "1.5 gib", "500MiB", "3GB", "0")] == [
-        2**31, 2**31, 3 * 2**29, 500 * 2**20, 3 * 10**9, 0]
+        2**31,
+        2**31,
+        3 * 2**29,
+        500 * 2**20,
+        3 * 10**9,
+        0,
+    ]
     for text in ("", "GiB", "-1", "5 lightyears", "nan", "inf", "1e30", "1 2"):
         with pytest.raises(ConfigError, match="the cache limit is"):
             parse_size(text)

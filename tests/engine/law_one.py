@@ -62,9 +62,22 @@ def draw_requests(rng: random.Random, vocab_size: int, sampling: Sampling) -> li
             prompt = common[: rng.randint(1, 150)] + prompt[: rng.randint(1, 40)]
         params: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
         if sampling == "seeded":
-            params = {"temperature": rng.choice([0.5, 1.0]), "top_p": rng.choice([0.9, 1.0]), "top_k": rng.choice([0, 20]),
-                      "min_p": 0.0, "n": rng.choice([1, 1, 3]), "presence_penalty": rng.choice([0.0, 0.5])}
-        drawn.append((prompt, SamplingParams(max_tokens=rng.randint(1, 40) if i % 2 else 190, seed=rng.randrange(2**63), logprobs=0, **params)))
+            params = {
+                "temperature": rng.choice([0.5, 1.0]),
+                "top_p": rng.choice([0.9, 1.0]),
+                "top_k": rng.choice([0, 20]),
+                "min_p": 0.0,
+                "n": rng.choice([1, 1, 3]),
+                "presence_penalty": rng.choice([0.0, 0.5]),
+            }
+        drawn.append(
+            (
+                prompt,
+                SamplingParams(
+                    max_tokens=rng.randint(1, 40) if i % 2 else 190, seed=rng.randrange(2**63), logprobs=0, **params
+                ),
+            )
+        )
     return drawn
 
 
@@ -79,12 +92,23 @@ class Harness:
         key = (threads, num_blocks)
         if key not in self._runners:
             self._runners[key] = make_runner(
-                self.folder, precision=self.precision, kv=self.kv, threads=threads, num_blocks=num_blocks,
-                max_tokens=512, max_num_seqs=MOST_OPEN,
+                self.folder,
+                precision=self.precision,
+                kv=self.kv,
+                threads=threads,
+                num_blocks=num_blocks,
+                max_tokens=512,
+                max_num_seqs=MOST_OPEN,
             )
         return Engine(
             self._runners[key],
-            SchedulerConfig(max_num_seqs=MOST_OPEN, max_tokens_per_step=max_tokens, itl_target_s=None, max_waiting=1000, max_wait_s=1e9),
+            SchedulerConfig(
+                max_num_seqs=MOST_OPEN,
+                max_tokens_per_step=max_tokens,
+                itl_target_s=None,
+                max_waiting=1000,
+                max_wait_s=1e9,
+            ),
             CacheConfig(prefix_caching=prefix_caching, dtype=self.kv),  # type: ignore[arg-type]
         )
 
@@ -112,7 +136,9 @@ def run_alone(harness: Harness, prompt: list[int], sampling: SamplingParams) -> 
     return got["alone"]
 
 
-def find_violation(folder: Path | str, precision: str, kv: str, sampling: Sampling, seconds: float, seed: int = 0) -> Search:
+def find_violation(
+    folder: Path | str, precision: str, kv: str, sampling: Sampling, seconds: float, *, seed: int = 0
+) -> Search:
     """What differed first, if anything did within the time, and what was exercised.
 
     On a slow or busy machine the time alone may hold too few rounds, so they go on until everything was exercised.
@@ -122,8 +148,12 @@ def find_violation(folder: Path | str, precision: str, kv: str, sampling: Sampli
     cases = [Case(p, s, run_alone(harness, p, s)) for p, s in draw_requests(rng, runner.vocab_size, sampling)]
     deadline, search = time.monotonic() + seconds, Search()
     while time.monotonic() < deadline or (not search.was_one and search.rounds < 40):
-        settings = {"threads": rng.choice([1, 2]), "num_blocks": rng.choice([48, 64, 200]),
-                    "max_tokens": rng.choice([32, 47, 64, 200, 512]), "prefix_caching": search.rounds % 3 > 0}
+        settings = {
+            "threads": rng.choice([1, 2]),
+            "num_blocks": rng.choice([48, 64, 200]),
+            "max_tokens": rng.choice([32, 47, 64, 200, 512]),
+            "prefix_caching": search.rounds % 3 > 0,
+        }
         among, crowd = cases, rng.random() < 0.5
         if search.rounds == 0:  # short prompts with long outputs, all at once on few blocks: somebody must give way
             settings["num_blocks"], among, crowd = 48, cases[2:3], True
@@ -164,8 +194,12 @@ def play(
         for index, (output, want) in enumerate(zip(outputs, of[name].alone, strict=True)):
             expected = want[: len(output)] if name in cancelled else want
             if output != expected:
-                at = next((i for i, (a, b) in enumerate(zip(output, expected, strict=False)) if a != b), min(len(output), len(expected)))
-                return f"{name}[{index}] differs from its run alone at token {at}: {output[at:at + 1]} instead of {expected[at:at + 1]}"
+                at = next(
+                    (i for i, (a, b) in enumerate(zip(output, expected, strict=False)) if a != b),
+                    min(len(output), len(expected)),
+                )
+                found, alone = output[at : at + 1], expected[at : at + 1]
+                return f"{name}[{index}] differs from its run alone at token {at}: {found} instead of {alone}"
     return None
 
 

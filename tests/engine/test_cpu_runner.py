@@ -166,6 +166,11 @@ def test_a_profile_is_printed_at_the_end_when_asked_for(
     runner.close()
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].split() == ["operation", "s", "share", "calls", "us", "a", "call"]
-    assert {line[:22].strip() for line in lines[1:]} >= {"attention", "qkv product", "head product", "norm and quantize"}
+    assert {line[:22].strip() for line in lines[1:]} >= {
+        "attention",
+        "qkv product",
+        "head product",
+        "norm and quantize",
+    }
     shares = [float(line[22:].split()[1].rstrip("%")) for line in lines[1:]]
     assert sum(shares) == pytest.approx(100, abs=1) and shares == sorted(shares, reverse=True)

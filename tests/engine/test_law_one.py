@@ -8,17 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from law_one import Search, find_violation
 
 from builds import build_variant, core_prelude
 from checkpoints import make_checkpoint
-from law_one import Search, find_violation
 
 COMBINATIONS = [(p, kv, s) for p in ("bf16", "int8", "int4") for kv in ("bf16", "int8") for s in ("greedy", "seeded")]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("law") / "m", "qwen3", max_position_embeddings=1536, intermediate_size=128)
+    return make_checkpoint(
+        tmp_path_factory.mktemp("law") / "m", "qwen3", max_position_embeddings=1536, intermediate_size=128
+    )
 
 
 @pytest.mark.parametrize("precision,kv,sampling", COMBINATIONS)
@@ -53,6 +55,12 @@ from law_one import find_violation
 print(find_violation({str(checkpoint)!r}, {precision!r}, {kv!r}, "greedy", seconds=3).violation or "")
 """
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                          capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     assert ("differs from its run alone" in done.stdout) == (fault != 0), done.stdout + done.stderr

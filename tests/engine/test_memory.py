@@ -14,15 +14,24 @@ from trivet.models.spec import LayerSpec, ModelSpec, RopeSpec
 
 GIB = 2**30
 LAYER = LayerSpec(num_heads=16, num_kv_heads=8, head_dim=128, ffn_dim=3072, softmax_scale=128**-0.5)
-SPEC = ModelSpec(family="qwen3", dim=1024, vocab_size=151936, max_context=4096, norm_eps=1e-6, tied_head=True,
-                 rope=RopeSpec(), layers=(LAYER,) * 28)  # 112 KiB a token, 448 MiB a full context
+SPEC = ModelSpec(
+    family="qwen3",
+    dim=1024,
+    vocab_size=151936,
+    max_context=4096,
+    norm_eps=1e-6,
+    tied_head=True,
+    rope=RopeSpec(),
+    layers=(LAYER,) * 28,
+)  # 112 KiB a token, 448 MiB a full context
 
 
 def plan(
     limit_gib: float = 24, *, seqs: int = 64, weight_bytes: int = 0, context: int | None = None, **cache: Any
 ) -> Any:
-    config = EngineConfig(model=ModelConfig(max_context=context), cache=CacheConfig(**cache),
-                          scheduler=SchedulerConfig(max_num_seqs=seqs))
+    config = EngineConfig(
+        model=ModelConfig(max_context=context), cache=CacheConfig(**cache), scheduler=SchedulerConfig(max_num_seqs=seqs)
+    )
     return plan_kv(SPEC, config, weight_bytes=weight_bytes, limit_bytes=int(limit_gib * GIB))
 
 
@@ -63,7 +72,7 @@ def test_a_budget_below_one_context_shortens_it_and_says_so() -> None:
 
 
 def test_a_context_beyond_the_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="`model.max_context` is 8,192, but the model was made for 4,096"):
+    with pytest.raises(ConfigError, match=r"`model\.max_context` is 8,192, but the model was made for 4,096"):
         plan(context=8192)
 
 
@@ -75,7 +84,9 @@ def test_block_bytes_are_what_the_core_takes() -> None:
     from trivet import _core
 
     for dtype in ("bf16", "int8"):
-        assert SPEC.kv_bytes_per_token(dtype) * 32 + BLOCK_PAD_BYTES == _core.kv_block_bytes([(8, 128)] * 28, 32, dtype == "int8")
+        assert SPEC.kv_bytes_per_token(dtype) * 32 + BLOCK_PAD_BYTES == _core.kv_block_bytes(
+            [(8, 128)] * 28, 32, dtype == "int8"
+        )
 
 
 def test_a_context_that_was_asked_for_and_does_not_fit_is_refused_with_the_numbers() -> None:

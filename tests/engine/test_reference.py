@@ -22,13 +22,32 @@ PROMPT, STEPS = 70, 64  # over two blocks of 32 before and after
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-plain": ("llama", {}),
     "llama3-rope-tied": ("llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
-    "llama-odd-biased": ("llama", {"hidden_size": 75, "intermediate_size": 101, "num_attention_heads": 3,
-                                   "num_key_value_heads": 1, "head_dim": 10, "attention_bias": True, "mlp_bias": True,
-                                   "vocab_size": 301}),
-    "llama-wide-heads": ("llama", {"hidden_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 256}),
-    "llama-many-groups": ("llama", {"hidden_size": 80, "num_attention_heads": 20, "num_key_value_heads": 1, "head_dim": 6}),
+    "llama-odd-biased": (
+        "llama",
+        {
+            "hidden_size": 75,
+            "intermediate_size": 101,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 10,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "vocab_size": 301,
+        },
+    ),
+    "llama-wide-heads": (
+        "llama",
+        {"hidden_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 256},
+    ),
+    "llama-many-groups": (
+        "llama",
+        {"hidden_size": 80, "num_attention_heads": 20, "num_key_value_heads": 1, "head_dim": 6},
+    ),
     "qwen3": ("qwen3", {}),
-    "qwen3-tied-deep": ("qwen3", {"num_hidden_layers": 5, "tie_word_embeddings": True, "head_dim": 34, "vocab_size": 333}),
+    "qwen3-tied-deep": (
+        "qwen3",
+        {"num_hidden_layers": 5, "tie_word_embeddings": True, "head_dim": 34, "vocab_size": 333},
+    ),
 }
 
 
@@ -36,7 +55,7 @@ def relative(x: Any, want: Any) -> float:
     return float(np.linalg.norm(x - want) / np.linalg.norm(want))
 
 
-@pytest.fixture(scope="module", params=[(s, d) for s in SHAPES for d in ("v4", "v5")], ids=lambda p: "-".join(p))
+@pytest.fixture(scope="module", params=[(s, d) for s in SHAPES for d in ("v4", "v5")], ids="-".join)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape, dialect = request.param
     family, overrides = SHAPES[shape]
@@ -93,7 +112,9 @@ def test_equals_the_float64_twin_of_the_same_arithmetic(shape: str, precision: A
 @pytest.mark.parametrize("kv", ["bf16", "int8"])
 @pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
 @pytest.mark.parametrize("shape", ["llama-odd-biased", "llama-wide-heads", "llama-many-groups", "qwen3"])
-def test_chunks_threads_blocks_and_tiers_give_the_same_bits(shape: str, precision: Any, kv: str, tmp_path: Path) -> None:
+def test_chunks_threads_blocks_and_tiers_give_the_same_bits(
+    shape: str, precision: Any, kv: str, tmp_path: Path
+) -> None:
     family, overrides = SHAPES[shape]
     folder = make_checkpoint(tmp_path / "m", family, **overrides)  # type: ignore[arg-type]
     ids = np.random.default_rng(3).integers(0, 300, 150).tolist()

@@ -70,8 +70,13 @@ def test_a_subclass_of_a_number_or_a_string_becomes_the_plain_one_and_can_be_sen
     class Text(str):
         pass
 
-    params = SamplingParams(temperature=np.float64(0.5), n=HTTPStatus.CONTINUE, stop=(Text("a"),),
-                            stop_token_ids=(HTTPStatus.OK,), logit_bias={HTTPStatus.OK: np.float64(2.0)})
+    params = SamplingParams(
+        temperature=np.float64(0.5),
+        n=HTTPStatus.CONTINUE,
+        stop=(Text("a"),),
+        stop_token_ids=(HTTPStatus.OK,),
+        logit_bias={HTTPStatus.OK: np.float64(2.0)},
+    )
     assert type(params.temperature) is float and type(params.n) is int
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
     assert again == params and again.logit_bias == {200: 2.0}

@@ -74,8 +74,11 @@ def test_somebody_elses_temporary_folder_is_not_used(home: Path, tmp_path: Path)
 
 
 def test_names_tell_models_and_forms_apart(tmp_path: Path) -> None:
-    names = {cache.file_name(tmp_path / model, precision, group)
-             for model in ("a/m", "b/m") for precision, group in (("int8", 32), ("int4", 32), ("int4", 64))}
+    names = {
+        cache.file_name(tmp_path / model, precision, group)
+        for model in ("a/m", "b/m")
+        for precision, group in (("int8", 32), ("int4", 32), ("int4", 64))
+    }
     assert len(names) == 6
     assert all(name.startswith("m-") and name.endswith(".trivet") for name in names)
     assert cache.file_name(tmp_path / "m", "int8", 32) == cache.file_name(tmp_path / "m", "int8", 64)

@@ -137,7 +137,10 @@ def sharded(folder: Path) -> Path:
 def test_shards_are_joined(tmp_path: Path) -> None:
     assert set(open_weights(sharded(tmp_path))) == {"a", "b"}
     assert [file.name for file in source_identity(tmp_path).files] == [
-        "model.safetensors.index.json", "one.safetensors", "two.safetensors"]
+        "model.safetensors.index.json",
+        "one.safetensors",
+        "two.safetensors",
+    ]
 
 
 def test_missing_shard_is_named(tmp_path: Path) -> None:

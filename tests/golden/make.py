@@ -31,7 +31,10 @@ def golden(folder: Path) -> dict[str, Any]:
             ids = list(IDS)
             for _ in range(12):
                 ids.append(int(logits_of(runner, ids, [len(ids)])[-1].argmax()))
-            out[f"{precision} kv {kv}"] = {"logits_crc32": f"{zlib.crc32(logits.tobytes()):08x}", "tokens": ids[len(IDS) :]}
+            out[f"{precision} kv {kv}"] = {
+                "logits_crc32": f"{zlib.crc32(logits.tobytes()):08x}",
+                "tokens": ids[len(IDS) :],
+            }
     return out
 
 

@@ -79,8 +79,10 @@ def test_bos_of_the_template_is_the_only_one(tmp_path: Path) -> None:
 
 
 def test_tokens_given_as_objects(tmp_path: Path) -> None:
-    write_json(tmp_path / "tokenizer_config.json",
-               {"bos_token": {"content": "<b>"}, "eos_token": None, "chat_template": "{{ bos_token }}{{ eos_token }}"})
+    write_json(
+        tmp_path / "tokenizer_config.json",
+        {"bos_token": {"content": "<b>"}, "eos_token": None, "chat_template": "{{ bos_token }}{{ eos_token }}"},
+    )
     assert from_folder(tmp_path).render(HELLO) == "<b>"
 
 
@@ -97,11 +99,12 @@ def test_blocks_are_trimmed_and_extensions_are_there() -> None:
 
 def test_helpers() -> None:
     assert template('{{ {"a": "é<&>"} | tojson }}').render(HELLO) == '{"a": "é<&>"}'
-    assert template('{{ [1] | tojson(indent=1) }}').render(HELLO) == "[\n 1\n]"
+    assert template("{{ [1] | tojson(indent=1) }}").render(HELLO) == "[\n 1\n]"
     year = template("{{ strftime_now('%Y') }}").render(HELLO)
     assert year.isdigit() and len(year) == 4
     assert template("{{ enable_thinking }}{{ bos_token }}", bos_token="<s>").render(HELLO, enable_thinking=False) == (
-        "False<s>")
+        "False<s>"
+    )
     assert template("{{ missing }}|").render(HELLO) == "|"
 
 
@@ -128,7 +131,9 @@ def test_template_that_is_not_valid() -> None:
 def test_jinja2_is_imported_when_it_is_used() -> None:
     import subprocess
 
-    program = ("import sys; from trivet.models.load import load_model; "
-               "print(sorted({'jinja2', 'tokenizers', 'huggingface_hub', 'torch'} & set(sys.modules)))")
+    program = (
+        "import sys; from trivet.models.load import load_model; "
+        "print(sorted({'jinja2', 'tokenizers', 'huggingface_hub', 'torch'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -23,8 +23,14 @@ QWEN3 = {**LLAMA, "architectures": ["Qwen3ForCausalLM"], "head_dim": 20}
 def test_a_plain_llama() -> None:
     layer = LayerSpec(num_heads=4, num_kv_heads=4, head_dim=16, ffn_dim=100, softmax_scale=0.25)
     assert model_spec(LLAMA) == ModelSpec(
-        family="llama", dim=64, vocab_size=300, max_context=512, norm_eps=1e-5, tied_head=False,
-        rope=RopeSpec(theta=10000.0), layers=(layer, layer),
+        family="llama",
+        dim=64,
+        vocab_size=300,
+        max_context=512,
+        norm_eps=1e-5,
+        tied_head=False,
+        rope=RopeSpec(theta=10000.0),
+        layers=(layer, layer),
     )
 
 

@@ -70,8 +70,9 @@ def test_impossible_sampling_is_named_unless_ignored(tmp_path: Path, key: str, v
 
 
 def test_what_is_not_applied_is_noted(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "tiny", "llama",
-                             generation_config={"repetition_penalty": 1.1, "num_beams": 1, "typical_p": 0.9})
+    folder = make_checkpoint(
+        tmp_path / "tiny", "llama", generation_config={"repetition_penalty": 1.1, "num_beams": 1, "typical_p": 0.9}
+    )
     notes = load_model(ModelConfig(path=str(folder), precision="int8")).notes
     assert notes == ("`repetition_penalty` = 1.1 of generation_config.json is not applied",
                      "`typical_p` = 0.9 of generation_config.json is not applied")  # fmt: skip

@@ -298,9 +298,7 @@ def test_room_is_checked_first(folder: Path, own_cache: Path, monkeypatch: pytes
     assert list(own_cache.iterdir()) == []
 
 
-def test_disk_that_fills_up_is_a_cache_error(
-    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_that_fills_up_is_a_cache_error(folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 

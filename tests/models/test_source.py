@@ -85,7 +85,11 @@ def test_hub_id_is_downloaded_once(tmp_path: Path) -> None:
     with serve(folder) as hub:
         found = Path(find("org/tiny", hub, tmp_path / "hf"))
         wanted = {file.name for file in folder.iterdir()} - {
-            "pytorch_model.bin", "consolidated.safetensors", "README.md", "model.gguf"}
+            "pytorch_model.bin",
+            "consolidated.safetensors",
+            "README.md",
+            "model.gguf",
+        }
         assert hub.fetched() == wanted == {file.name for file in found.iterdir()}
         hub.requests.clear()
         assert Path(find("org/tiny", hub, tmp_path / "hf")) == found
@@ -110,8 +114,11 @@ def test_incomplete_download_is_completed(tmp_path: Path) -> None:
 def test_hub_errors_are_named(tmp_path: Path) -> None:
     with serve(tmp_path) as hub:
         assert find("org/none", hub, tmp_path / "hf").startswith(
-            "ConfigError org/none is neither a folder here nor a model on the hub | check the spelling")
+            "ConfigError org/none is neither a folder here nor a model on the hub | check the spelling"
+        )
         assert find("org/gated", hub, tmp_path / "hf").startswith(
-            "ConfigError org/gated asks for its licence to be accepted on the hub first | accept it")
+            "ConfigError org/gated asks for its licence to be accepted on the hub first | accept it"
+        )
     assert find("org/tiny", hub, tmp_path / "hf").startswith(
-        "ConfigError org/tiny is no folder here, and the hub cannot be reached")
+        "ConfigError org/tiny is no folder here, and the hub cannot be reached"
+    )

@@ -17,8 +17,9 @@ from trivet.errors import ModelFormatError
 from trivet.models.tokenizer import BYTE_OF_CHAR, Tokenizer
 
 CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
-SENTENCEPIECE = decoders.Sequence([
-    decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+SENTENCEPIECE = decoders.Sequence(
+    [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+)
 
 
 def byte_level(folder: Path, **options: Any) -> Tokenizer:

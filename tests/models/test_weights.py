@@ -85,8 +85,7 @@ def test_wrong_dtype_is_named(tmp_path: Path, dtype: torch.dtype, precision: str
 def test_tied_head_with_and_without_a_copy(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m", "qwen3", tie_word_embeddings=True)
     without, _ = load_packed(folder, precision="int8")
-    change(folder, lambda tensors: tensors.update(
-        {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    change(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
     with_copy, packed_now = load_packed(folder, precision="int8")
     assert packed_now and with_copy.digest == without.digest and "head" not in with_copy.tensors
     assert with_copy.notes == ("packed again: the checkpoint has changed",)

@@ -38,7 +38,9 @@ def pack_i8(w8: Array) -> tuple[Array, Array]:
     """(uint8 codes, colsum) of int8 w8 [N, K]."""
     p = _padded(w8, 64)
     np_, kp = p.shape
-    return aligned(p.reshape(np_ // 16, 16, kp // 64, 16, 4).transpose(0, 2, 3, 1, 4)), p.astype(np.int32).sum(1, dtype=np.int32)
+    return aligned(p.reshape(np_ // 16, 16, kp // 64, 16, 4).transpose(0, 2, 3, 1, 4)), p.astype(np.int32).sum(
+        1, dtype=np.int32
+    )
 
 
 def pack_i4(q: Array, m: Array) -> tuple[Array, Array, Array]:

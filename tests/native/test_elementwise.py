@@ -78,7 +78,11 @@ def test_every_tier_gives_the_same_bits(n: int) -> None:
     try:
         for tier in _core.available_isas():
             _core.set_isa(tier)
-            norm, codes, half = np.empty(n, np.float32), np.zeros(-(-n // 64) * 64, np.int8), np.zeros(-(-n // 32) * 32, np.uint16)
+            norm, codes, half = (
+                np.empty(n, np.float32),
+                np.zeros(-(-n // 64) * 64, np.int8),
+                np.zeros(-(-n // 32) * 32, np.uint16),
+            )
             _core.kernels.rms_norm(row(n), row(n, 1), 1e-6, norm)
             scale = _core.kernels.quantize(norm, codes)
             _core.kernels.to_bf16(norm, half)

@@ -126,6 +126,8 @@ def test_int4_extremes_are_exact(isa: str) -> None:
     for rows in (2, 5):
         x = rows_of(np.vstack([x8] * 3)[:rows], 64)
         out = np.zeros((rows, 3), np.float32)
-        _core.kernels.linear("i4", codes, multipliers, scales, colsum, None, 3, 64, x, np.ones(rows, np.float32), rows, "store", out)
+        _core.kernels.linear(
+            "i4", codes, multipliers, scales, colsum, None, 3, 64, x, np.ones(rows, np.float32), rows, "store", out
+        )
         w8 = q.astype(np.int64) * np.repeat(m, 32, 1)
         assert np.array_equal(out, np.vstack([x8] * 3)[:rows].astype(np.int64) @ w8.T)

@@ -19,14 +19,21 @@ PATHS = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": PATHS}, capture_output=True,
-                          text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        env={**os.environ, "PYTHONPATH": PATHS},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_threads_that_cannot_be_had_are_refused_and_the_pool_works_on() -> None:
-    out = run("""
+    out = run(
+        """
 import resource
 from trivet import _core
 _core.measure_peak("int8", 2)
@@ -38,8 +45,11 @@ except (RuntimeError, MemoryError) as error:
     print("refused:", error)
 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 print("peak", _core.measure_peak("int8", 2) > 0, _core.measure_peak("int8", 6) > 0)
-""".replace('resource.getrlimit(resource.RLIMIT_NPROC)', 'resource.getrlimit(resource.RLIMIT_AS)')
-   .replace('(1, hard if hard > 0 else resource.RLIM_INFINITY)', '(int(open("/proc/self/statm").read().split()[0]) * 4096 + 2**20, hard)'))
+""".replace("resource.getrlimit(resource.RLIMIT_NPROC)", "resource.getrlimit(resource.RLIMIT_AS)").replace(
+            "(1, hard if hard > 0 else resource.RLIM_INFINITY)",
+            '(int(open("/proc/self/statm").read().split()[0]) * 4096 + 2**20, hard)',
+        )
+    )
     assert "refused: a pool of 6 compute threads is wanted, but the system gave" in out
     assert "peak True True" in out
 
@@ -71,12 +81,18 @@ def test_measuring_beside_a_step_disturbs_neither(tmp_path: Path) -> None:
         ("0::/a/b\n", {"a/b/cpu.max": "50000 100000", "a/cpu.max": "150000 100000"}, 0.5),
         ("0::/\n", {"cpu.max": "max 100000"}, 0.0),
         ("0::/gone\n", {"cpu.max": "200000 100000"}, 2.0),
-        ("3:cpu,cpuacct:/x\n2:memory:/y\n", {"cpu/x/cpu.cfs_quota_us": "300000", "cpu/x/cpu.cfs_period_us": "100000"}, 3.0),
+        (
+            "3:cpu,cpuacct:/x\n2:memory:/y\n",
+            {"cpu/x/cpu.cfs_quota_us": "300000", "cpu/x/cpu.cfs_period_us": "100000"},
+            3.0,
+        ),
         ("3:cpu,cpuacct:/x\n", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, 0.0),
         ("nonsense\n\n", {}, 0.0),
     ],
 )
-def test_the_quota_of_the_own_cgroup_and_of_those_above(tmp_path: Path, membership: str, files: dict[str, str], quota: float) -> None:
+def test_the_quota_of_the_own_cgroup_and_of_those_above(
+    tmp_path: Path, membership: str, files: dict[str, str], quota: float
+) -> None:
     for name, text in files.items():
         (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "root" / name).write_text(text + "\n")

@@ -76,12 +76,19 @@ def test_twin_generator_gives_the_known_answers(low: int, high: int, key: int, e
 @pytest.mark.parametrize(("seed", "sample_idx", "position"), [(0, 0, 0), (2**64 - 1, 127, 2**40), (7, 1, 31)])
 def test_noise_of_each_tier_equals_twin(isa: str, vocab: int, seed: int, sample_idx: int, position: int) -> None:
     np.testing.assert_array_equal(
-        _core.sampling_noise(seed, sample_idx, position, vocab), noise_words(seed, sample_idx, position, vocab))
+        _core.sampling_noise(seed, sample_idx, position, vocab), noise_words(seed, sample_idx, position, vocab)
+    )
 
 
 def test_noise_is_uniform_and_rows_are_independent() -> None:
-    words = np.stack([_core.sampling_noise(seed, idx, position, 4096)
-                      for seed in (0, 1, 2**63) for idx in (0, 1) for position in (0, 1, 2, 1000)])
+    words = np.stack(
+        [
+            _core.sampling_noise(seed, idx, position, 4096)
+            for seed in (0, 1, 2**63)
+            for idx in (0, 1)
+            for position in (0, 1, 2, 1000)
+        ]
+    )
     u = (words + 0.5) * 2.0**-32
     counts = np.bincount((u.reshape(-1) * 256).astype(int), minlength=256)
     assert chi_square(counts, np.full(256, 1 / 256)) < chi_square_limit(255)
@@ -245,8 +252,15 @@ def test_mask_allows_only_its_tokens(vocab: int) -> None:
 def test_each_row_has_its_own_mask_and_bias() -> None:
     logits = np.zeros((3, 40), np.float32)
     masks = np.concatenate([pack_mask(np.arange(40) == 39), pack_mask(np.arange(40) == 3)])
-    given = arguments(3, temperature=0, masks=masks, mask_idx=[1, -1, 0], bias_starts=np.array([0, 0, 2, 2], np.int32),
-                      bias_ids=np.array([8, 20], np.int32), bias_values=np.array([1, 2], np.float32))
+    given = arguments(
+        3,
+        temperature=0,
+        masks=masks,
+        mask_idx=[1, -1, 0],
+        bias_starts=np.array([0, 0, 2, 2], np.int32),
+        bias_ids=np.array([8, 20], np.int32),
+        bias_values=np.array([1, 2], np.float32),
+    )
     assert _core.sample_rows(logits, **given).tolist() == [3, 20, 39]
 
 
@@ -273,8 +287,15 @@ def test_what_cannot_be_drawn_from_is_minus_one() -> None:
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     logits = normal(32, 1000)
-    given = arguments(32, temperature=np.linspace(0, 2, 32), top_k=np.arange(32) % 7, top_p=np.linspace(0.3, 1, 32),
-                      min_p=np.linspace(0.2, 0, 32), seed=np.arange(32), position=np.arange(32) * 3)
+    given = arguments(
+        32,
+        temperature=np.linspace(0, 2, 32),
+        top_k=np.arange(32) % 7,
+        top_p=np.linspace(0.3, 1, 32),
+        min_p=np.linspace(0.2, 0, 32),
+        seed=np.arange(32),
+        position=np.arange(32) * 3,
+    )
     together = _core.sample_rows(logits, **given)
     for r in range(32):
         alone = {name: a[r : r + 1] for name, a in given.items() if name in COLUMNS}

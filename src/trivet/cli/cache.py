@@ -36,8 +36,13 @@ def parse_size(text: str) -> int:
 
 
 def _as_dict(entry: cache.CacheEntry) -> dict[str, Any]:
-    return {"file": str(entry.path), "source": entry.source or None, "precision": entry.precision or None,
-            "bytes": entry.nbytes, "last_used": datetime.fromtimestamp(entry.last_used_s).astimezone().isoformat()}
+    return {
+        "file": str(entry.path),
+        "source": entry.source or None,
+        "precision": entry.precision or None,
+        "bytes": entry.nbytes,
+        "last_used": datetime.fromtimestamp(entry.last_used_s).astimezone().isoformat(),
+    }
 
 
 def _print_json(value: dict[str, Any]) -> None:
@@ -65,8 +70,14 @@ def list_(as_json: AsJson = False) -> None:
     limit = cache.read_settings(folder).limit_bytes
     total = sum(entry.nbytes for entry in entries)
     if as_json:
-        _print_json({"folder": str(folder), "bytes": total, "limit_bytes": limit,
-                     "entries": [_as_dict(entry) for entry in entries]})
+        _print_json(
+            {
+                "folder": str(folder),
+                "bytes": total,
+                "limit_bytes": limit,
+                "entries": [_as_dict(entry) for entry in entries],
+            }
+        )
         return
     bound = "no limit" if limit is None else f"limit {limit / GIB:.3f} GiB"
     for line in _table(entries) if entries else []:
@@ -109,7 +120,8 @@ def limit(
 def _report_removed(folder: Path, removed: Sequence[cache.CacheEntry], as_json: bool, **more: Any) -> None:
     freed = sum(entry.nbytes for entry in removed)
     if as_json:
-        _print_json({"folder": str(folder), "freed_bytes": freed,
-                     "removed": [str(entry.path) for entry in removed], **more})
+        _print_json(
+            {"folder": str(folder), "freed_bytes": freed, "removed": [str(entry.path) for entry in removed], **more}
+        )
     elif removed or not more:
         print(f"removed {len(removed)} files, {freed / GIB:.3f} GiB, from {folder}", file=sys.stderr)

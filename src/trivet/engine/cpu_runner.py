@@ -39,9 +39,7 @@ class CpuRunner:
         def executor(num_blocks: int) -> _core.Executor:
             return _core.Executor(model, num_blocks, cache.block_size, cache.dtype, max_tokens, threads)
 
-        budget = plan_kv(
-            packed.spec, config, weight_bytes=packed.weight_bytes, scratch_bytes=executor(1).scratch_bytes
-        )
+        budget = plan_kv(packed.spec, config, weight_bytes=packed.weight_bytes, scratch_bytes=executor(1).scratch_bytes)
         self._notes = budget.notes
         self._executor: _core.Executor | None = executor(budget.num_blocks)
         self._profiling = env("TRIVET_PROFILE") == "1"
@@ -126,7 +124,9 @@ def profile_table(profile: dict[str, tuple[float, int]]) -> str:
     lines = [f"{'operation':<22} {'s':>9} {'share':>7} {'calls':>9} {'us a call':>10}"]
     for name, (seconds, calls) in sorted(profile.items(), key=lambda entry: -entry[1][0]):
         if calls:
-            lines.append(f"{name:<22} {seconds:>9.3f} {seconds / total:>7.1%} {calls:>9,} {seconds / calls * 1e6:>10.1f}")
+            lines.append(
+                f"{name:<22} {seconds:>9.3f} {seconds / total:>7.1%} {calls:>9,} {seconds / calls * 1e6:>10.1f}"
+            )
     return "\n".join(lines)
 
 

@@ -5,14 +5,14 @@ They are msgspec structs, so the same objects travel in-process and, as msgpack,
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 import msgspec
 
 from trivet.engine.sampling_params import SamplingParams
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a sequence ended. OpenAI's words; `ERROR` never reaches a client as a finish_reason."""
 
     STOP = "stop"

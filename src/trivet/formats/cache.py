@@ -65,8 +65,10 @@ def cache_folder() -> CacheFolder:
     if chosen:
         path = Path(chosen).expanduser()
         if reason := _cannot_write(path):
-            raise CacheError(f"TRIVET_CACHE_DIR is {chosen}, which cannot be written: {reason}",
-                             hint="set it to a folder on a disk with room for the packed weights")
+            raise CacheError(
+                f"TRIVET_CACHE_DIR is {chosen}, which cannot be written: {reason}",
+                hint="set it to a folder on a disk with room for the packed weights",
+            )
         return CacheFolder(path=path)
     xdg = os.environ.get("XDG_CACHE_HOME")
     with contextlib.suppress(RuntimeError):  # no home folder
@@ -75,8 +77,10 @@ def cache_folder() -> CacheFolder:
         if reason is None:
             return CacheFolder(path=path)
     path = _temporary_folder()
-    note = (f"packed weights are kept in {path}, which the system may empty: no cache folder can be written; "
-            "set TRIVET_CACHE_DIR to keep them")
+    note = (
+        f"packed weights are kept in {path}, which the system may empty: no cache folder can be written; "
+        "set TRIVET_CACHE_DIR to keep them"
+    )
     log.warning(note)
     return CacheFolder(path=path, note=note)
 
@@ -139,8 +143,10 @@ def _acquire(lock: Path, *, wait: bool) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             os.close(descriptor)
-            raise CacheError(f"the cache folder {lock.parent} does not support locks: {error.strerror}",
-                             hint="set TRIVET_CACHE_DIR to a folder on a local disk") from None
+            raise CacheError(
+                f"the cache folder {lock.parent} does not support locks: {error.strerror}",
+                hint="set TRIVET_CACHE_DIR to a folder on a local disk",
+            ) from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 return descriptor
@@ -186,8 +192,9 @@ def entries(folder: Path) -> list[CacheEntry]:
         with contextlib.suppress(ModelFormatError):
             header = open_packed_file(path).header
             source, precision = header.source.path, header.precision
-        found.append(CacheEntry(path=path, source=source, precision=precision, nbytes=stat_.st_size,
-                                last_used_s=stat_.st_mtime))
+        found.append(
+            CacheEntry(path=path, source=source, precision=precision, nbytes=stat_.st_size, last_used_s=stat_.st_mtime)
+        )
     return sorted(found, key=lambda entry: -entry.last_used_s)
 
 

@@ -86,8 +86,10 @@ def open_weights(folder: Path) -> dict[str, TensorView]:
     shards = {}
     for file in files:
         if not file.exists():
-            raise ModelFormatError(f"shard {file.name} is missing from {folder}, but {INDEX} names it",
-                                   hint="the download was interrupted: fetch the model again")
+            raise ModelFormatError(
+                f"shard {file.name} is missing from {folder}, but {INDEX} names it",
+                hint="the download was interrupted: fetch the model again",
+            )
         shards[file.name] = open_safetensors(file)
     tensors = {}
     for name, file_name in _weight_map(index).items():
@@ -99,10 +101,12 @@ def open_weights(folder: Path) -> dict[str, TensorView]:
 
 def source_identity(folder: Path) -> SourceIdentity:
     """The identity of config and weights as they are now; ModelFormatError if one is missing or cut in its header."""
+
     def identity(path: Path, sha256: str) -> FileIdentity:
         stat = path.stat()
-        return FileIdentity(name=path.name, size=stat.st_size, mtime_ns=stat.st_mtime_ns, inode=stat.st_ino,
-                            header_sha256=sha256)
+        return FileIdentity(
+            name=path.name, size=stat.st_size, mtime_ns=stat.st_mtime_ns, inode=stat.st_ino, header_sha256=sha256
+        )
 
     files = []
     for name in ("config.json", INDEX):

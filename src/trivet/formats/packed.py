@@ -101,7 +101,12 @@ def _lay_out(plans: Sequence[TensorPlan], start: int) -> dict[str, PackedTensor]
 
 
 def plan_header(
-    plans: Sequence[TensorPlan], *, spec: object, precision: str, group_size: int, source: SourceIdentity,
+    plans: Sequence[TensorPlan],
+    *,
+    spec: object,
+    precision: str,
+    group_size: int,
+    source: SourceIdentity,
     notes: Sequence[str],
 ) -> PackedHeader:
     """The header with every place decided and the digest blank; its `nbytes` is what the file will take."""
@@ -110,8 +115,14 @@ def plan_header(
         tensors = _lay_out(plans, start)
         last = max(tensors.values(), key=lambda t: t.offset + t.nbytes)
         header = PackedHeader(
-            spec=msgspec.Raw(msgspec.json.encode(spec)), precision=precision, group_size=group_size,
-            digest=BLANK_DIGEST, source=source, notes=tuple(notes), nbytes=last.offset + last.nbytes, tensors=tensors,
+            spec=msgspec.Raw(msgspec.json.encode(spec)),
+            precision=precision,
+            group_size=group_size,
+            digest=BLANK_DIGEST,
+            source=source,
+            notes=tuple(notes),
+            nbytes=last.offset + last.nbytes,
+            tensors=tensors,
         )
         needed = round_up(PREFIX_BYTES + len(msgspec.json.encode(header)), TENSOR_ALIGNMENT)
         if needed <= start:
@@ -120,7 +131,11 @@ def plan_header(
 
 
 def write_packed(
-    path: Path, header: PackedHeader, plans: Sequence[TensorPlan], *, num_threads: int,
+    path: Path,
+    header: PackedHeader,
+    plans: Sequence[TensorPlan],
+    *,
+    num_threads: int,
     progress: Progress | None = None,
 ) -> PackedHeader:
     """Writes the file and returns its final header; the caller renames it into place.

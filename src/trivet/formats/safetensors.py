@@ -96,9 +96,7 @@ def read_header(path: Path) -> tuple[bytes, int]:
     except OSError as error:
         raise ModelFormatError(f"{path} cannot be read: {error.strerror or error}") from None
     if len(header) < length:
-        raise ModelFormatError(
-            f"{path} has {size} bytes, but its header alone needs {8 + length}", hint=RE_DOWNLOAD
-        )
+        raise ModelFormatError(f"{path} has {size} bytes, but its header alone needs {8 + length}", hint=RE_DOWNLOAD)
     return header, size
 
 
@@ -126,9 +124,7 @@ def open_safetensors(path: Path) -> dict[str, TensorView]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     buffer = np.frombuffer(mapped, np.uint8)
     return {
-        name: TensorView(
-            name=name, dtype=dtype, shape=shape, data=buffer[start + begin : start + end], file=path
-        )
+        name: TensorView(name=name, dtype=dtype, shape=shape, data=buffer[start + begin : start + end], file=path)
         for name, (dtype, shape, begin, end) in parsed.items()
     }
 

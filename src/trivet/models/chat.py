@@ -101,8 +101,12 @@ class ChatTemplate:
             ) from None
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None, **variables: Any,
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
     ) -> str:
         """The prompt; encode it with `add_special_tokens=False`.
 
@@ -112,10 +116,14 @@ class ChatTemplate:
         name = next((n for n in names if n in self.sources), next(iter(self.sources)))
         template = self._compiled[name]
         try:
-            return str(template.render(
-                **(self.variables | variables), messages=list(messages), tools=tools,
-                add_generation_prompt=add_generation_prompt,
-            ))
+            return str(
+                template.render(
+                    **(self.variables | variables),
+                    messages=list(messages),
+                    tools=tools,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            )
         except InvalidRequest:
             raise
         except Exception as error:  # a template is foreign code: whatever it trips over is about these messages

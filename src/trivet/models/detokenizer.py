@@ -48,7 +48,10 @@ class WindowDetokenizer:
     """
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], token_bytes: Callable[[int], bytes], skipped: Collection[int],
+        self,
+        decode: Callable[[Sequence[int]], str],
+        token_bytes: Callable[[int], bytes],
+        skipped: Collection[int],
         byte_ids: Collection[int],
     ) -> None:
         self._decode = decode

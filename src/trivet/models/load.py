@@ -70,8 +70,10 @@ def load_model(config: ModelConfig, *, progress: Progress | None = None) -> Load
     begin = time.perf_counter()
     folder, name = find_model(config.path)
     if not (folder / "config.json").exists():
-        raise ModelFormatError(f"{folder} has no config.json",
-                               hint="a model is a folder with config.json, safetensors weights and tokenizer.json")
+        raise ModelFormatError(
+            f"{folder} has no config.json",
+            hint="a model is a folder with config.json, safetensors weights and tokenizer.json",
+        )
     found = time.perf_counter()
     precision = "int8" if config.precision == "auto" else config.precision
     packed, packed_now = load_packed(folder, precision=precision, group_size=config.group_size, progress=progress)

@@ -55,14 +55,27 @@ def open_packed(path: Path) -> PackedModel:
     if found != packed_shapes(spec):
         raise damaged(path, "it has tensors that its spec does not describe, or lacks some that it does")
     return PackedModel(
-        path=path, buffer=file.buffer, tensors=header.tensors, spec=spec, precision=header.precision,
-        group_size=header.group_size, digest=header.digest, notes=header.notes, source=header.source,
+        path=path,
+        buffer=file.buffer,
+        tensors=header.tensors,
+        spec=spec,
+        precision=header.precision,
+        group_size=header.group_size,
+        digest=header.digest,
+        notes=header.notes,
+        source=header.source,
     )
 
 
 def pack_checkpoint(
-    folder: Path, spec: ModelSpec, target: Path, *, precision: str, group_size: int = 32,
-    num_threads: int | None = None, progress: Progress | None = None,
+    folder: Path,
+    spec: ModelSpec,
+    target: Path,
+    *,
+    precision: str,
+    group_size: int = 32,
+    num_threads: int | None = None,
+    progress: Progress | None = None,
 ) -> PackedModel:
     """Packs the folder's weights into the file `target` (replaced only when all is written).
 
@@ -71,8 +84,12 @@ def pack_checkpoint(
     """
     plans, notes = plan_weights(spec, open_weights(folder), precision=precision, group_size=group_size)
     header = plan_header(
-        plans, spec=spec, precision=precision, group_size=group_size if precision == "int4" else 0,
-        source=source_identity(folder), notes=notes,
+        plans,
+        spec=spec,
+        precision=precision,
+        group_size=group_size if precision == "int4" else 0,
+        source=source_identity(folder),
+        notes=notes,
     )
     cache.check_room(target.parent, header.nbytes, folder.name)
     partial = target.with_suffix(".partial")
@@ -80,8 +97,10 @@ def pack_checkpoint(
         write_packed(partial, header, plans, num_threads=num_threads or pack_threads(), progress=progress)
         partial.replace(target)
     except OSError as error:
-        raise CacheError(f"{partial} could not be written: {error.strerror or error}",
-                         hint="make room, or set TRIVET_CACHE_DIR to a folder on another disk") from None
+        raise CacheError(
+            f"{partial} could not be written: {error.strerror or error}",
+            hint="make room, or set TRIVET_CACHE_DIR to a folder on another disk",
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
     return open_packed(target)

@@ -15,8 +15,18 @@ from trivet.formats.checkpoint import weight_files
 log = logging.getLogger("trivet.models")
 BUNDLED = ("demo", "demo-small")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-WANTED = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*",
-          "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.jinja"]
+WANTED = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.jinja",
+]
 UNWANTED = ["*/*", "consolidated*"]  # other forms of the same weights
 
 
@@ -34,8 +44,10 @@ def find_model(path: str) -> tuple[Path, str]:
     if path and local.is_dir():
         return local, local.resolve().name
     if local.suffix == ".gguf":
-        raise ModelFormatError(f"{path} is a GGUF file, which Trivet cannot read yet",
-                               hint="give the folder of the original model: config.json and safetensors weights")
+        raise ModelFormatError(
+            f"{path} is a GGUF file, which Trivet cannot read yet",
+            hint="give the folder of the original model: config.json and safetensors weights",
+        )
     if path and local.exists():
         raise ModelFormatError(f"{path} is a file, but a model is a folder", hint=f"try `{local.parent}`")
     if HUB_ID.fullmatch(path):
@@ -51,8 +63,11 @@ def _from_hub(repo_id: str) -> Path:
     from huggingface_hub import errors
 
     def snapshot(local_files_only: bool) -> Path:
-        return Path(huggingface_hub.snapshot_download(
-            repo_id, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=local_files_only))
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo_id, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=local_files_only
+            )
+        )
 
     try:
         folder = snapshot(local_files_only=True)
@@ -64,14 +79,20 @@ def _from_hub(repo_id: str) -> Path:
     try:
         return snapshot(local_files_only=False)
     except errors.GatedRepoError:
-        raise ConfigError(f"{repo_id} asks for its licence to be accepted on the hub first",
-                          hint="accept it on the model's page, then set HF_TOKEN or run `hf auth login`") from None
+        raise ConfigError(
+            f"{repo_id} asks for its licence to be accepted on the hub first",
+            hint="accept it on the model's page, then set HF_TOKEN or run `hf auth login`",
+        ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise ConfigError(f"{repo_id} is neither a folder here nor a model on the hub",
-                          hint="check the spelling; a private model needs HF_TOKEN") from None
+        raise ConfigError(
+            f"{repo_id} is neither a folder here nor a model on the hub",
+            hint="check the spelling; a private model needs HF_TOKEN",
+        ) from None
     except Exception as error:  # network errors of several libraries
-        raise ConfigError(f"{repo_id} is no folder here, and the hub cannot be reached: {error}",
-                          hint="check the network, or give a local folder") from None
+        raise ConfigError(
+            f"{repo_id} is no folder here, and the hub cannot be reached: {error}",
+            hint="check the network, or give a local folder",
+        ) from None
 
 
 def _is_complete(folder: Path) -> bool:
