@@ -8,33 +8,10 @@
 namespace trivet {
 namespace {
 
-// Four products at a time where there are four: a chain of products into one accumulator waits for itself, four do not.
 struct Tier {
   static void scores(size_t, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
     const size_t chunks = pp / 32;
-    size_t g = 0;
-    for (; g + 4 <= groups; g += 4) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (size_t i = 0; i < chunks; ++i) {
-        _tile_loadd(4, q + 32 * i, 2 * pp);
-        _tile_loadd(5, keys[g] + 512 * i, 64);
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, keys[g + 1] + 512 * i, 64);
-        _tile_dpbf16ps(1, 4, 6);
-        _tile_loadd(7, keys[g + 2] + 512 * i, 64);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_loadd(5, keys[g + 3] + 512 * i, 64);
-        _tile_dpbf16ps(3, 4, 5);
-      }
-      _tile_stored(0, s + 16 * g, 4 * kKeyStep);
-      _tile_stored(1, s + 16 * g + 16, 4 * kKeyStep);
-      _tile_stored(2, s + 16 * g + 32, 4 * kKeyStep);
-      _tile_stored(3, s + 16 * g + 48, 4 * kKeyStep);
-    }
-    for (; g < groups; g += 2) {  // groups is even
+    for (size_t g = 0; g < groups; g += 2) {  // groups is even
       _tile_zero(0);
       _tile_zero(1);
       for (size_t i = 0; i < chunks; ++i) {
@@ -49,29 +26,7 @@ struct Tier {
     }
   }
   static void values(size_t, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
-    size_t p = 0;
-    for (; p + 64 <= pp; p += 64) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-      for (size_t i = 0; i < runs; ++i) {
-        _tile_loadd(4, w + 32 * i, 2 * kKeyStep);
-        _tile_loadd(5, vals[i] + 2 * p, 4 * pp);
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, vals[i] + 2 * p + 32, 4 * pp);
-        _tile_dpbf16ps(1, 4, 6);
-        _tile_loadd(7, vals[i] + 2 * p + 64, 4 * pp);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_loadd(5, vals[i] + 2 * p + 96, 4 * pp);
-        _tile_dpbf16ps(3, 4, 5);
-      }
-      _tile_stored(0, o + p, 4 * pp);
-      _tile_stored(1, o + p + 16, 4 * pp);
-      _tile_stored(2, o + p + 32, 4 * pp);
-      _tile_stored(3, o + p + 48, 4 * pp);
-    }
-    for (; p < pp; p += 32) {  // Pp is a multiple of 32
+    for (size_t p = 0; p < pp; p += 32) {  // Pp is a multiple of 32
       _tile_zero(0);
       _tile_zero(1);
       for (size_t i = 0; i < runs; ++i) {
