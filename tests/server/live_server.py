@@ -63,6 +63,7 @@ class Server:
         self.port: int = self._sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._run)
+        self._begun = threading.Event()  # the server can be stopped
 
     def start(self) -> Server:
         self._thread.start()
@@ -80,6 +81,7 @@ class Server:
     def _run(self) -> None:
         def keep(stops: StopSignals) -> None:
             self.stops, self._loop = stops, asyncio.get_running_loop()
+            self._begun.set()
 
         try:
             self.status = run_server(
@@ -88,8 +90,11 @@ class Server:
             )  # fmt: skip
         except BaseException as error:
             self.error = error
+            self._begun.set()
 
     def stop(self, number: int = 15) -> None:
+        """Signals the server as soon as it takes signals: a test may be over before its thread has come so far."""
+        assert self._begun.wait(20), "the server did not begin"
         assert self._loop is not None
         assert self.stops is not None
         self._loop.call_soon_threadsafe(self.stops.on_signal, number)
