@@ -48,7 +48,7 @@ class NullRunner:
             sampled_ids=np.full(rows, 17, np.int32), logprobs=np.zeros(rows, np.float32), top_ids=NO_IDS,
             top_logprobs=NO_LOGITS, ranks=np.zeros(rows, np.int32), score_logprobs=np.zeros(0, np.float32),
             score_top_ids=NO_IDS, score_top_logprobs=NO_LOGITS, score_ranks=np.zeros(0, np.int32), logits=NO_LOGITS,
-            hidden=NO_LOGITS, native_s=0.02,
+            hidden=NO_LOGITS, start_s=wall_s, end_s=wall_s + 0.02,
         )  # fmt: skip
         self.wall_s += time.perf_counter() - wall_s
         self.cpu_s += time.thread_time() - cpu_s
@@ -57,6 +57,12 @@ class NullRunner:
     def collect(self, handle: int) -> StepResult:
         assert self._result is not None
         return self._result
+
+    def wait(self, handle: int, timeout_s: float) -> bool:
+        return True
+
+    def drop(self) -> None:
+        """Nothing is under way."""
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -2,10 +2,11 @@
 #include <nanobind/stl/pair.h>
 
 #include <memory>
+#include <tuple>
 
 #include "bind/arrays.h"
 #include "trivet/cpu.h"
-#include "trivet/step.h"
+#include "trivet/step_queue.h"
 #include "trivet/threads.h"
 
 #ifdef TRIVET_FAULTS
@@ -142,8 +143,9 @@ class PyExecutor {
     cache_ = std::make_unique<KvCache>(shapes, num_blocks, block_size, kv_dtype == "int8");
     executor_ = std::make_unique<Executor>(model_, *cache_, max_tokens, num_threads);
   }
+  ~PyExecutor() { leave_foreign_queue(); }
 
-  void step(I32 token_ids, I32 seq_starts, I32 context_lens, Array<const int32_t, 2> block_tables, I32 sample_rows,
+  uint64_t submit(I32 token_ids, I32 seq_starts, I32 context_lens, Array<const int32_t, 2> block_tables, I32 sample_rows,
             F32 temperature, I32 top_k, F32 top_p, F32 min_p, Array<const uint64_t, 1> seed, I32 sample_idx,
             I32 bias_starts, I32 bias_ids, F32 bias_values, I32 mask_idx, Array<const uint32_t, 2> masks, I32 num_logprobs,
             I32 score_rows, I32 score_ids, I32 score_num_logprobs, I32 logits_rows, I32 hidden_rows,
@@ -186,8 +188,12 @@ class PyExecutor {
     check(t >= 1 && t <= max_tokens_, "the step has " + std::to_string(t) + " tokens, but 1 to " + std::to_string(max_tokens_) + " are possible");
     check(seq_starts.shape(0) == in.num_seqs + 1 && block_tables.shape(0) == in.num_seqs && in.seq_starts[0] == 0 &&
               in.seq_starts[in.num_seqs] == int32_t(t), "seq_starts, context_lens and block_tables do not agree");
+    ensure_queue();
+    check(queue_->num_under_way() < StepQueue::kDepth, "two steps are under way: collect one first");
+    const int32_t lowest = -int32_t(queue_->num_samples());
     for (size_t i = 0; i < t; ++i)
-      check(in.token_ids[i] >= 0 && size_t(in.token_ids[i]) < v, "token id " + std::to_string(in.token_ids[i]) + " is outside the vocabulary");
+      check(in.token_ids[i] >= lowest && (in.token_ids[i] < 0 || size_t(in.token_ids[i]) < v),
+            "token id " + std::to_string(in.token_ids[i]) + " is outside the vocabulary");
     for (size_t s = 0; s < in.num_seqs; ++s) check_sequence(in, s);
     check(temperature.shape(0) == r && top_k.shape(0) == r && top_p.shape(0) == r && min_p.shape(0) == r && seed.shape(0) == r &&
               sample_idx.shape(0) == r && bias_starts.shape(0) == r + 1 && mask_idx.shape(0) == r && num_logprobs.shape(0) == r &&
@@ -213,8 +219,29 @@ class PyExecutor {
     const StepOutput out{sampled_ids.data(), logprobs.data(), ranks.data(), top_ids.shape(1), top_ids.data(), top_logprobs.data(),
                          score_logprobs.data(), score_ranks.data(), score_top_ids.shape(1), score_top_ids.data(),
                          score_top_logprobs.data(), logits.data(), hidden.data()};
+    held_[queue_->next() % StepQueue::kDepth] = std::make_shared<std::tuple<
+        I32, I32, I32, Array<const int32_t, 2>, I32, F32, I32, F32, F32, Array<const uint64_t, 1>, I32, I32, I32, F32, I32,
+        Array<const uint32_t, 2>, I32, I32, I32, I32, I32, I32, Array<int32_t, 1>, Array<float, 1>, Array<int32_t, 1>,
+        Array<int32_t, 2>, Array<float, 2>, Array<float, 1>, Array<int32_t, 1>, Array<int32_t, 2>, Array<float, 2>,
+        Array<float, 2>, Array<float, 2>>>(
+        token_ids, seq_starts, context_lens, block_tables, sample_rows, temperature, top_k, top_p, min_p, seed, sample_idx,
+        bias_starts, bias_ids, bias_values, mask_idx, masks, num_logprobs, score_rows, score_ids, score_num_logprobs,
+        logits_rows, hidden_rows, sampled_ids, logprobs, ranks, top_ids, top_logprobs, score_logprobs, score_ranks,
+        score_top_ids, score_top_logprobs, logits, hidden);
+    return queue_->submit(in, out);
+  }
+
+  bool wait(uint64_t number, double timeout_s) {
     nb::gil_scoped_release release;
-    executor_->step(in, out);
+    return queue_ && queue_->wait(number, timeout_s);
+  }
+
+  std::pair<double, double> collect() {
+    check(queue_ && queue_->num_under_way() > 0, "no step is under way");
+    const std::shared_ptr<void> held = std::move(held_[queue_->oldest() % StepQueue::kDepth]);
+    const nb::gil_scoped_release release;
+    const StepTimes times = queue_->collect();
+    return {times.start_s, times.end_s};
   }
 
   size_t scratch_bytes() const { return executor_->scratch_bytes(); }
@@ -228,6 +255,13 @@ class PyExecutor {
   size_t block_bytes() const { return cache_->block_bytes(); }
 
  private:
+  void leave_foreign_queue() {
+    if (queue_ && !queue_->is_ours()) queue_.release();
+  }
+  void ensure_queue() {
+    leave_foreign_queue();
+    if (!queue_) queue_ = std::make_unique<StepQueue>(*executor_, max_tokens_);
+  }
   void check_sequence(const StepInput& in, size_t s) const {
     const int32_t count = in.seq_starts[s + 1] - in.seq_starts[s], context = in.context_lens[s];
     check(count >= 1 && context >= count && size_t(context) <= model_.max_context,
@@ -248,6 +282,8 @@ class PyExecutor {
   size_t max_tokens_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<Executor> executor_;
+  std::array<std::shared_ptr<void>, StepQueue::kDepth> held_;  // the arrays of the steps under way
+  std::unique_ptr<StepQueue> queue_;  // from the first step on; last, so that it is the first to go
 };
 
 }  // namespace
@@ -277,14 +313,14 @@ void bind_step(nb::module_& m) {
       .def(nb::init<Array<const uint8_t, 1>, const nb::dict&, const nb::dict&>(), nb::arg("buffer").noconvert(), nb::arg("spec"), nb::arg("tensors"))
       .def_prop_ro("weight_bytes", &PyModel::weight_bytes, "Bytes of weights that one decode step reads.");
 
-  nb::class_<PyExecutor>(m, "Executor", "Runs steps of one model over its own KV cache.")
+  nb::class_<PyExecutor>(m, "Executor", "Runs steps of one model over its own KV cache, one after the other; at most two are under way.")
       .def(nb::init<nb::object, size_t, size_t, const std::string&, size_t, int>(), nb::arg("model"), nb::arg("num_blocks"),
            nb::arg("block_size"), nb::arg("kv_dtype"), nb::arg("max_tokens"), nb::arg("num_threads"))
       .def_prop_ro("scratch_bytes", &PyExecutor::scratch_bytes, "Bytes of activations reserved; touched when first used.")
       .def("set_profiling", &PyExecutor::set_profiling, nb::arg("on"), "Whether steps count the time of each operation.")
       .def("profile", &PyExecutor::profile, "Operation -> (seconds, calls), counted while profiling was on.")
       .def_prop_ro("block_bytes", &PyExecutor::block_bytes, "Bytes of KV of one block over all layers.")
-      .def("step", &PyExecutor::step, nb::arg("token_ids").noconvert(), nb::arg("seq_starts").noconvert(),
+      .def("submit", &PyExecutor::submit, nb::arg("token_ids").noconvert(), nb::arg("seq_starts").noconvert(),
            nb::arg("context_lens").noconvert(), nb::arg("block_tables").noconvert(), nb::arg("sample_rows").noconvert(),
            nb::arg("temperature").noconvert(), nb::arg("top_k").noconvert(), nb::arg("top_p").noconvert(),
            nb::arg("min_p").noconvert(), nb::arg("seed").noconvert(), nb::arg("sample_idx").noconvert(),
@@ -295,5 +331,8 @@ void bind_step(nb::module_& m) {
            nb::arg("logprobs").noconvert(), nb::arg("ranks").noconvert(), nb::arg("top_ids").noconvert(),
            nb::arg("top_logprobs").noconvert(), nb::arg("score_logprobs").noconvert(), nb::arg("score_ranks").noconvert(),
            nb::arg("score_top_ids").noconvert(), nb::arg("score_top_logprobs").noconvert(), nb::arg("logits").noconvert(),
-           nb::arg("hidden").noconvert(), "One transformer step; arrays as in trivet.engine.step, outputs written in place.");
+           nb::arg("hidden").noconvert(),
+           "Queues one transformer step and returns its number; arrays as in trivet.engine.step, outputs written in place.")
+      .def("wait", &PyExecutor::wait, nb::arg("number"), nb::arg("timeout_s"), "Whether the step is done within so many seconds.")
+      .def("collect", &PyExecutor::collect, "Waits for the oldest step under way; when it began and ended, in monotonic seconds.");
 }

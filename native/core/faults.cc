@@ -11,9 +11,10 @@ namespace trivet {
 
 Fault planted_fault = Fault::kNone;
 std::atomic<size_t> step_allocations{0};
-std::atomic<bool> counting_allocations{false};
 
 namespace {
+
+thread_local bool counting = false;
 
 float from_bf16(uint16_t h) {
   const uint32_t u = uint32_t(h) << 16;
@@ -23,6 +24,8 @@ float from_bf16(uint16_t h) {
 }
 
 }  // namespace
+
+void count_allocations(bool on) { counting = on; }
 
 bool faulty_product(const Linear& w, const Rows& x, Epilogue epilogue, float* out, size_t ld, int threads) {
   if (w.kind != LinearKind::kBF16) return false;
@@ -96,7 +99,7 @@ bool faulty_attention(const LayerWeights& l, const StepInput& in, const float* q
 }  // namespace trivet
 
 void* operator new(size_t size) {
-  if (trivet::counting_allocations.load(std::memory_order_relaxed)) trivet::step_allocations.fetch_add(1);
+  if (trivet::counting) trivet::step_allocations.fetch_add(1);
   if (void* p = std::malloc(size)) return p;
   throw std::bad_alloc();
 }

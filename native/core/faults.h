@@ -2,16 +2,20 @@
 // invariance test must find every one of them; an ordinary build holds none of this.
 #pragma once
 
-#ifdef TRIVET_FAULTS
+#ifndef TRIVET_FAULTS
+namespace trivet {
+inline void count_allocations(bool) {}
+}  // namespace trivet
+#else
 #include <atomic>
 
 #include "trivet/step.h"
 
 namespace trivet {
 
-// Calls of operator new inside steps, on any thread; only this build counts them.
+// Calls of operator new inside steps, by the threads that compute; only this build counts them.
 extern std::atomic<size_t> step_allocations;
-extern std::atomic<bool> counting_allocations;
+void count_allocations(bool on);  // of this thread
 
 enum class Fault : int { kNone, kSplitK, kSplitAttention, kFreshKv };
 extern Fault planted_fault;

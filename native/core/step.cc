@@ -380,20 +380,18 @@ void Executor::step(const StepInput& in, const StepOutput& out) {
   const PoolTurn turn(num_threads_);
   const Step step{model_, cache_, kernels(), *s_, num_threads_, profile, in, in.num_tokens};
   const FlushDenormals flush;
-#ifdef TRIVET_FAULTS
-  struct Counting {
-    Counting() { counting_allocations = true; }
-    ~Counting() { counting_allocations = false; }
-  } counting;
-#endif
   parallel(num_threads_, [](int t, int) {
     if (t > 0) flush_denormals_for_good();
+    count_allocations(true);
     tiles_begin();
   });
   step.timed(Operation::kEmbed, [&] { step.embed(); });
   for (size_t i = 0; i < model_.layers.size(); ++i) step.layer(model_.layers[i], i);
   step.outputs(out);
-  parallel(num_threads_, [](int, int) { tiles_end(); });
+  parallel(num_threads_, [](int, int) {
+    tiles_end();
+    count_allocations(false);
+  });
 }
 
 }  // namespace trivet

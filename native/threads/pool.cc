@@ -17,9 +17,26 @@ namespace {
 constexpr int kSpins = 4000;  // about 100 us of `pause`: longer than any gap inside a step, shorter than idle
 constexpr uint32_t kActiveMask = 1023;
 
+// Whoever came first is next. A mutex would go to whoever asks again at once, which is what an engine with steps
+// waiting does, and the engines beside it would starve.
+class Turns {
+ public:
+  void take() {
+    const uint32_t mine = next_.fetch_add(1);
+    for (uint32_t now; (now = now_.load(std::memory_order_acquire)) != mine;) now_.wait(now, std::memory_order_acquire);
+  }
+  void give() {
+    now_.fetch_add(1, std::memory_order_release);
+    now_.notify_all();
+  }
+
+ private:
+  std::atomic<uint32_t> next_{0}, now_{0};
+};
+
 struct Pool {
   std::mutex region;  // one parallel region at a time
-  std::mutex turn;    // one PoolTurn at a time
+  Turns turn;         // one PoolTurn at a time
   // Low 10 bits: threads of this region; the rest counts regions. One word, so that a late thread cannot mix two.
   std::atomic<uint32_t> generation{0};
   std::atomic<int> running{0};
@@ -98,12 +115,12 @@ void grow_pool(int num_threads) { pool_of(num_threads); }
 PoolTurn::PoolTurn(int num_threads) : pool_(nullptr) {
   if (num_threads <= 1) return;  // the caller alone: nothing is shared
   Pool* p = pool_of(num_threads);
-  p->turn.lock();
+  p->turn.take();
   pool_ = p;
 }
 
 PoolTurn::~PoolTurn() {
-  if (pool_) static_cast<Pool*>(pool_)->turn.unlock();
+  if (pool_) static_cast<Pool*>(pool_)->turn.give();
 }
 
 void parallel(int num_threads, Body body, void* ctx) {

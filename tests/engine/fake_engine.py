@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 
 from trivet.config import EngineConfig
 from trivet.engine.messages import (
@@ -82,7 +83,7 @@ class FakeEngine:
         for key in [k for k in self.running if k[0] == request_id and index in (None, k[1])]:
             self._end(key)
 
-    def step(self) -> list[EngineEvent]:
+    def step(self, take_in: Callable[[], None] | None = None) -> list[EngineEvent]:
         self.num_steps += 1
         events: list[EngineEvent] = []
         for key, rest in list(self.running.items()):

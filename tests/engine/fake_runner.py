@@ -8,7 +8,8 @@ as it would with real keys and values, and a batch that breaks the contract of s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections import deque
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Cost:
 
 @dataclass
 class FakeRunner:
-    """See above. `batches` keeps the last ones; `fail_next` raises, `damage` makes these batch rows not finite."""
+    """See above. `batches` keeps the last ones; `fail_next` is raised by `submit`, `fail_computing` by the `collect` that follows, `damage` makes these batch rows not finite."""
 
     num_blocks: int = 64
     block_size: int = 32
@@ -56,16 +57,20 @@ class FakeRunner:
     max_context: int = 512
     max_tokens_per_step: int = 4096
     max_seqs_per_step: int = 64
+    max_under_way: int = 1
     clock: FakeClock = field(default_factory=FakeClock)
     cost: Cost = field(default_factory=Cost)
     fail_next: Exception | None = None
+    fail_computing: Exception | None = None
     damage: set[int] = field(default_factory=set)
     batches: list[StepBatch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._kv = np.arange(self.num_blocks * self.block_size, dtype=np.uint64) * np.uint64(0x1234567)
         self._weights = np.arange(self.max_context, dtype=np.uint64) * np.uint64(2) + np.uint64(0xABCDEF1)
-        self._result: StepResult | None = None
+        self._results: deque[tuple[int, StepResult | Exception]] = deque()  # of the steps under way
+        self._handle = 0
+        self._sampled: list[int] = []  # by the step submitted last
 
     @property
     def capabilities(self) -> Capabilities:
@@ -77,6 +82,7 @@ class FakeRunner:
             vocab_size=self.vocab_size,
             max_context=self.max_context,
             numerics="00ff",
+            max_under_way=self.max_under_way,
         )
 
     def close(self) -> None:
@@ -86,15 +92,31 @@ class FakeRunner:
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
+        assert len(self._results) < self.max_under_way, "too many steps are under way"
+        ids = [self._sampled[-1 - i] if i < 0 else i for i in batch.token_ids.tolist()]
+        batch = replace(batch, token_ids=np.array([max(i, 0) for i in ids], np.int32))
         check_batch(batch, self.capabilities)
         self.batches = [*self.batches[-50:], batch]
-        self._result = self._run(batch)
-        return 7
+        result = self._run(batch)
+        self._sampled = result.sampled_ids.tolist()
+        failure, self.fail_computing = self.fail_computing, None
+        self._handle += 1
+        self._results.append((self._handle, failure or result))
+        return self._handle
+
+    def wait(self, handle: int, timeout_s: float) -> bool:
+        assert handle == self._results[0][0] and timeout_s > 0
+        return True
 
     def collect(self, handle: int) -> StepResult:
-        assert handle == 7 and self._result is not None
-        result, self._result = self._result, None
+        oldest, result = self._results.popleft()
+        assert handle == oldest
+        if isinstance(result, Exception):
+            raise result
         return result
+
+    def drop(self) -> None:
+        self._results.clear()
 
     def _run(self, batch: StepBatch) -> StepResult:
         hidden = np.zeros(len(batch.token_ids), np.uint64)
@@ -157,7 +179,8 @@ class FakeRunner:
             score_ranks=q_ranks,
             logits=np.array(logits, np.float32).reshape(-1, self.vocab_size),
             hidden=np.zeros((0, 1), np.float32),
-            native_s=seconds,
+            start_s=self.clock.now - seconds,
+            end_s=self.clock.now,
         )
 
     def _sample(self, batch: StepBatch, r: int, raw: np.ndarray, position: int) -> int:

@@ -68,7 +68,7 @@ def draw_requests(rng: random.Random, vocab_size: int, sampling: Sampling) -> li
                 "top_k": rng.choice([0, 20]),
                 "min_p": 0.0,
                 "n": rng.choice([1, 1, 3]),
-                "presence_penalty": rng.choice([0.0, 0.5]),
+                "presence_penalty": 0.5 if i == 3 else 0.0,  # with it the next step waits for the token
             }
         drawn.append(
             (

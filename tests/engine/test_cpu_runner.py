@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from checkpoints import make_checkpoint
-from steps import batch_of_one, make_runner
+from steps import batch_of_one, logits_of, make_runner
 from trivet import _core
 from trivet.engine.cpu_runner import choose_isa, choose_threads
+from trivet.engine.step import StepBatch
 from trivet.errors import ConfigError, UnsupportedCpu
 
 VOCAB = 320
@@ -25,14 +26,68 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("runner") / "m")
 
 
-def test_one_step_at_a_time(folder: Path) -> None:
+def test_two_steps_may_be_under_way_and_are_collected_in_order(folder: Path) -> None:
     runner = make_runner(folder)
     with pytest.raises(ValueError, match="no step 1 to collect"):
         runner.collect(1)
-    handle = runner.submit(batch_of_one([1, 2], 0, VOCAB, [0]))
-    with pytest.raises(ValueError, match="collect it first"):
-        runner.submit(batch_of_one([1, 2], 0, VOCAB, [0]))
-    assert runner.collect(handle).logits.shape == (2, VOCAB)
+    first = runner.submit(batch_of_one([1, 2], 0, VOCAB, [0]))
+    second = runner.submit(batch_of_one([3], 2, VOCAB, [0]))
+    with pytest.raises(ValueError, match="two steps are under way: collect one first"):
+        runner.submit(batch_of_one([4], 3, VOCAB, [0]))
+    with pytest.raises(ValueError, match=f"no step {second} to collect"):
+        runner.collect(second)
+    one, two = runner.collect(first), runner.collect(second)
+    assert one.logits.shape == (2, VOCAB) and two.logits.shape == (1, VOCAB)
+    assert one.start_s < one.end_s <= two.start_s < two.end_s
+    assert not runner.wait(second + 1, 0.001) and runner.wait(second, 0.0)
+    assert two.logits.tobytes() == logits_of(runner, [1, 2, 3], [1])[2:].tobytes()
+
+
+def test_a_step_can_take_in_what_the_one_before_samples(folder: Path) -> None:
+    """The third step's token is the second row's sample of the step that was submitted before it, bit for bit."""
+    runner = make_runner(folder)
+
+    def sampling(batch: StepBatch, rows: list[int]) -> StepBatch:
+        num_rows = len(rows)
+        return dataclasses.replace(
+            batch, sample_rows=np.array(rows, np.int32), temperature=np.zeros(num_rows, np.float32),
+            top_k=np.zeros(num_rows, np.int32), top_p=np.ones(num_rows, np.float32),
+            min_p=np.zeros(num_rows, np.float32), seed=np.zeros(num_rows, np.uint64),
+            sample_idx=np.zeros(num_rows, np.int32), bias_starts=np.zeros(num_rows + 1, np.int32),
+            mask_idx=np.full(num_rows, -1, np.int32), num_logprobs=np.full(num_rows, -1, np.int32),
+        )  # fmt: skip
+
+    runner.collect(runner.submit(sampling(batch_of_one([9], 0, VOCAB, [5]), [0])))
+    first = runner.submit(sampling(batch_of_one([7, 8], 0, VOCAB, [0]), [0, 1]))
+    second = runner.submit(batch_of_one([-2], 2, VOCAB, [0]))
+    token_id = int(runner.collect(first).sampled_ids[1])
+    got = runner.collect(second).logits
+    assert got.tobytes() == logits_of(runner, [7, 8, token_id], [3])[2:].tobytes()
+    with pytest.raises(ValueError, match="token id -1 is outside the vocabulary"):  # that step sampled nothing
+        runner.submit(batch_of_one([-1], 3, VOCAB, [0]))
+
+
+def test_steps_that_nobody_wants_any_more_are_dropped(folder: Path) -> None:
+    runner = make_runner(folder)
+    runner.submit(batch_of_one([1, 2], 0, VOCAB, [0]))
+    runner.submit(batch_of_one([3], 2, VOCAB, [0]))
+    runner.drop()
+    assert runner.collect(runner.submit(batch_of_one([1], 0, VOCAB, [0]))).logits.shape == (1, VOCAB)
+    runner.submit(batch_of_one([1, 2], 0, VOCAB, [0]))
+    runner.close()  # waits for it
+
+
+def test_a_forked_child_runs_steps_of_its_own(folder: Path) -> None:
+    """The thread that runs steps stays with the parent; the child starts another, and ends without waiting for it."""
+    runner = make_runner(folder)
+    want = logits_of(runner, [1, 2, 3], [3]).tobytes()
+    pid = os.fork()
+    if pid == 0:
+        is_right = logits_of(runner, [1, 2, 3], [3]).tobytes() == want
+        runner.close()
+        os._exit(0 if is_right else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert logits_of(runner, [1, 2, 3], [3]).tobytes() == want
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def check_equal(got: Output, want: Output, name: str) -> None:
     assert (got.finish_reason, got.stop_id) == (want.finish_reason, want.stop_id), name
 
 
-@pytest.mark.parametrize("trial", range(24))
+@pytest.mark.parametrize("trial", range(36))
 def test_tokens_are_those_of_each_request_alone(trial: int) -> None:
     rng = random.Random(trial)
     block_size = rng.choice([32, 64])
@@ -70,6 +70,7 @@ def test_tokens_are_those_of_each_request_alone(trial: int) -> None:
         block_size=block_size,
         max_context=max_context,
         vocab_size=VOCAB,
+        max_under_way=rng.choice([1, 2, 2]),
         cost=Cost(0.01, 0.0005, 1e-6),
     )
     driver = Driver(
@@ -106,9 +107,10 @@ def test_tokens_are_those_of_each_request_alone(trial: int) -> None:
     assert driver.engine.scheduler.pool.num_used == 0
 
 
-def test_the_random_trials_reach_what_they_should() -> None:
+@pytest.mark.parametrize("max_under_way", [1, 2])
+def test_the_random_trials_reach_what_they_should(max_under_way: int) -> None:
     """A small pool preempts and evicts, and a warm prefix tree is used, or the trials above prove nothing."""
-    runner = FakeRunner(num_blocks=11, max_context=320)
+    runner = FakeRunner(num_blocks=11, max_context=320, max_under_way=max_under_way)
     driver = Driver(runner, max_num_seqs=8)
     requests = [request(f"r{i}", 40 + i, max_tokens=100, n=2, temperature=1.0, seed=i) for i in range(6)]
     driver.add(*requests)

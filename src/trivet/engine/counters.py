@@ -35,8 +35,8 @@ class Counters:
     def request_finished(self) -> None:
         self._num_finished += 1
 
-    def step(self, start_s: float, end_s: float, native_s: float, num_prefill: int, num_sampled: int) -> None:
-        """A step ran from `start_s` to `end_s`, of which `native_s` in the native call."""
+    def step(self, start_s: float, end_s: float, num_prefill: int, num_sampled: int) -> None:
+        """A step was computed from `start_s` to `end_s`."""
         began_s = start_s if self._last_end_s is None else self._last_end_s
         if self._last_end_s is not None:
             host_s = start_s - self._last_end_s
@@ -45,7 +45,7 @@ class Counters:
             self._num_host_times += 1
         self._last_end_s = end_s
         self.num_steps += 1
-        self.native_s += native_s
+        self.native_s += end_s - start_s
         busy_s = end_s - began_s
         if num_prefill:
             self.prefill.add(num_prefill, busy_s)

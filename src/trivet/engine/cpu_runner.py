@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import time
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -53,9 +54,9 @@ class CpuRunner:
             vocab_size=self._vocab,
             max_context=budget.max_context,
             numerics=hashlib.sha256(numerics.encode()).hexdigest()[:16],
+            max_under_way=2,
         )
-        self._result: StepResult | None = None
-        self._handle = 0
+        self._under_way: deque[tuple[int, dict[str, Any]]] = deque()  # step number and the arrays of its result
 
     @property
     def capabilities(self) -> Capabilities:
@@ -74,11 +75,9 @@ class CpuRunner:
         }
 
     def submit(self, batch: StepBatch) -> int:
-        """Runs the step; see `Runner`. Raises ValueError after `close`, too."""
+        """Queues the step; see `Runner`. Raises ValueError after `close` and when two steps are under way, too."""
         if self._executor is None:
             raise ValueError("the runner is closed, so it cannot run a step")
-        if self._result is not None:
-            raise ValueError("a step is under way: collect it first")
         b = batch
         rows, scores = len(b.sample_rows), len(b.score_rows)
         width, score_width = max(int(b.num_logprobs.max(initial=0)), 0), int(b.score_num_logprobs.max(initial=0))
@@ -95,27 +94,35 @@ class CpuRunner:
             "logits": np.empty((len(b.logits_rows), self._vocab), np.float32),
             "hidden": np.empty((len(b.hidden_rows), self._dim), np.float32),
         }
-        start = time.perf_counter()
-        self._executor.step(
+        handle = self._executor.submit(
             b.token_ids, b.seq_starts, b.context_lens, b.block_tables, b.sample_rows, b.temperature, b.top_k, b.top_p,
             b.min_p, b.seed, b.sample_idx, b.bias_starts, b.bias_ids, b.bias_values, b.mask_idx, b.masks,
             b.num_logprobs, b.score_rows, b.score_ids, b.score_num_logprobs, b.logits_rows, b.hidden_rows, **out
         )  # fmt: skip
-        self._result = StepResult(**out, native_s=time.perf_counter() - start)
-        self._handle += 1
-        return self._handle
+        self._under_way.append((handle, out))
+        return handle
+
+    def wait(self, handle: int, timeout_s: float) -> bool:
+        return self._executor is not None and self._executor.wait(handle, timeout_s)
 
     def collect(self, handle: int) -> StepResult:
-        if self._result is None or handle != self._handle:
+        if self._executor is None or not self._under_way or self._under_way[0][0] != handle:
             raise ValueError(f"there is no step {handle} to collect")
-        result, self._result = self._result, None
-        return result
+        _, out = self._under_way.popleft()
+        start_s, end_s = self._executor.collect()
+        return StepResult(**out, start_s=start_s, end_s=end_s)
+
+    def drop(self) -> None:
+        while self._under_way:
+            with suppress(Exception):  # whoever submitted it has heard of its failure, or is gone
+                self.collect(self._under_way[0][0])
 
     def close(self) -> None:
-        """Gives KV cache and activations back and lets go of the weights; idempotent. No step may be under way."""
+        """Gives KV cache and activations back and lets go of the weights; idempotent."""
+        self.drop()
         if self._profiling and self._executor is not None:
             print(profile_table(self._executor.profile()), file=sys.stderr)
-        self._result = self._executor = self._model = None
+        self._executor = self._model = None
 
 
 def profile_table(profile: dict[str, tuple[float, int]]) -> str:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from trivet.config import CacheConfig, SchedulerConfig
 from trivet.engine.admission import Admission
@@ -21,6 +24,22 @@ from trivet.engine.scheduler import Plan, Scheduler
 from trivet.engine.sequence import OpenRequest, Sequence, SequenceState
 from trivet.engine.step import Runner, StepResult
 from trivet.errors import ConfigError, Overloaded, TrivetError
+
+
+_LINGER = 0.75  # the part of a step's predicted time after which the next is planned
+_HOST_S = 0.002  # what planning may take
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A step that was submitted."""
+
+    handle: int
+    plan: Plan
+    prepared: Prepared
+    decides: bool  # what it samples changes how the next step samples
+    start_s: float  # when it began, or was submitted
+    predicted_s: float
 
 
 class Engine:
@@ -52,6 +71,8 @@ class Engine:
         self._num_arrived = 0
         self._deadlines: list[tuple[float, int, str]] = []  # a heap of (time, arrival number, request id)
         self._events: list[EngineEvent] = []
+        self._under_way: deque[_UnderWay] = deque()
+        runner.drop()  # of an engine that failed
         self._tell_admission()
 
     # --- requests come and go -------------------------------------------------------------------------------------
@@ -104,8 +125,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """True while a request is open; then `step` makes progress."""
-        return bool(self._open)
+        """True while a request is open or a step under way; then `step` makes progress."""
+        return bool(self._open or self._under_way)
 
     def _close(self, opened: OpenRequest) -> None:
         for seq in opened.sequences:
@@ -114,8 +135,6 @@ class Engine:
         opened.sequences = []  # they point to each other: without this they would wait for the garbage collector
         del self._open[opened.message.request_id]
         self.admission.forget(opened.message.request_id)
-        if not self._open:
-            self.counters.idle()
 
     def _fail(self, opened: OpenRequest, error: TrivetError) -> None:
         self._events.append(to_failed(opened.message.request_id, error))
@@ -131,69 +150,119 @@ class Engine:
 
     # --- one step -------------------------------------------------------------------------------------------------
 
-    def step(self) -> list[EngineEvent]:
-        """Runs one step, if there is work, and returns its events; those of a request are in order."""
-        events = self._events = []
-        if self._deadlines:
-            self._expire()
-        if self._open:
-            plan = self.scheduler.schedule()
-            assert plan.seqs, "requests are open, but none can run"
-            self._run(plan)
+    def step(self, take_in: Callable[[], None] | None = None) -> list[EngineEvent]:
+        """The events of one step; those of a request are in order.
+
+        With a runner that allows it, the next step is submitted before the first is collected, so that all that the
+        host does is done while a step runs. That happens as late as is safe, and right before it `take_in` is called,
+        which may add and cancel requests.
+        """
+        if not self._under_way:
+            self._advance()
+        if 0 < len(self._under_way) < self.capabilities.max_under_way and not self._under_way[-1].decides:
+            self._linger(self._under_way[0])
+            if take_in is not None:
+                take_in()
+            self._advance()
+        if self._under_way:
+            self._collect(self._under_way.popleft())
             self._tell_admission()
+        if not self._open:
+            self.counters.idle()
+        events, self._events = self._events, []
         return events
 
-    def _run(self, plan: Plan) -> None:
-        prepared = self._builder.build(plan.seqs, plan.chunks)
-        start_s = self._clock()
-        try:
-            result = self._runner.collect(self._runner.submit(prepared.batch))
-        except Exception as error:  # a failed step fails its sequences and names them; the engine lives on
-            requests = list(dict.fromkeys(seq.request for seq in plan.seqs))
-            names = ", ".join(request.message.request_id for request in requests)
-            for request in requests:
-                self._fail(request, TrivetError(f"the step failed: {error!r}; it ran the requests {names}"))
-            self.counters.idle()
+    def _advance(self) -> None:
+        """Plans and submits the next step, if there is one."""
+        if self._deadlines:
+            self._expire()
+        if not self._open:
             return
-        end_s = self._clock()
-        num_prefill = plan.num_tokens - plan.num_decodes
-        self.scheduler.model.observe(plan.num_tokens, plan.num_pairs, result.native_s, num_prefill=num_prefill)
-        self.counters.step(start_s, end_s, result.native_s, num_prefill, len(prepared.sampled))
+        plan = self.scheduler.schedule()
+        assert plan.seqs or self._under_way, "requests are open, but none can run"
+        if plan.seqs:
+            self._submit(plan)
+
+    def _submit(self, plan: Plan) -> None:
+        prepared = self._builder.build(plan.seqs, plan.chunks)
+        now = self._clock()
+        predicted_s = self.scheduler.model.predict(plan.num_tokens, plan.num_pairs)
+        try:
+            handle = self._runner.submit(prepared.batch)
+        except Exception as error:
+            self._fail_step(plan, error)
+            return
         for seq, chunk in zip(plan.seqs, plan.chunks, strict=True):
             seq.num_computed += chunk
         for seq in plan.seqs[plan.num_decodes :]:
-            self._take_progress(seq, start_s)
+            self._take_progress(seq, now)
+        for row, seq in enumerate(prepared.sampled):
+            seq.expect(row)
+        decides = any(seq.needs_tokens for seq in prepared.sampled)
+        self._under_way.append(_UnderWay(handle, plan, prepared, decides, now, predicted_s))
+
+    def _linger(self, step: _UnderWay) -> None:
+        """Waits while the step under way has long to go: what comes in meanwhile can be part of the next one."""
+        left_s = step.start_s + _LINGER * step.predicted_s - _HOST_S - self._clock()
+        if left_s > 0:
+            self._runner.wait(step.handle, left_s)
+
+    def _collect(self, step: _UnderWay) -> None:
+        plan, prepared = step.plan, step.prepared
+        try:
+            result = self._runner.collect(step.handle)
+        except Exception as error:
+            self._fail_step(plan, error)
+            for later in self._under_way:  # it built on what is not there
+                self._fail_step(later.plan, error)
+            self._under_way.clear()
+            self._runner.drop()
+            if self.scheduler.tree is not None:
+                self.scheduler.tree.clear()
+            return
+        if self._under_way:
+            self._under_way[0].start_s = result.end_s
+        num_prefill = plan.num_tokens - plan.num_decodes
+        self.scheduler.model.observe(plan.num_tokens, plan.num_pairs, result.native_s, num_prefill=num_prefill)
+        self.counters.step(result.start_s, result.end_s, num_prefill, len(prepared.sampled))
         take_scores(result, prepared.scored)
         take_logits(result, prepared.logits)
-        self._take_samples(prepared, result, start_s, end_s)
+        self._take_samples(prepared, result)
 
-    def _take_progress(self, seq: Sequence, start_s: float) -> None:
-        """A chunk of a sequence that was behind has been computed."""
+    def _fail_step(self, plan: Plan, error: Exception) -> None:
+        """A failed step fails its requests and names them; the engine lives on."""
+        requests = [r for r in dict.fromkeys(seq.request for seq in plan.seqs) if r.num_open and r.sequences]
+        names = ", ".join(request.message.request_id for request in requests)
+        for request in requests:
+            self._fail(request, TrivetError(f"the step failed: {error!r}; it ran the requests {names}"))
+        self.counters.idle()
+
+    def _take_progress(self, seq: Sequence, now: float) -> None:
+        """A chunk of a sequence that was behind is being computed."""
         opened = seq.request
         if seq.scheduled_s is None:
-            seq.scheduled_s = start_s
+            seq.scheduled_s = now
         if seq.index == 0 and seq.first_token_s is None:
             num_uncomputed = max(0, seq.num_prompt - seq.num_computed)
             opened.num_scored = max(opened.num_scored, seq.num_prompt - num_uncomputed)
             self.admission.progress(opened.message.request_id, num_uncomputed)
-        if seq.num_computed < seq.num_tokens:
-            self.scheduler.commit(seq)
+        self.scheduler.commit(seq)
 
-    def _take_samples(self, prepared: Prepared, result: StepResult, start_s: float, end_s: float) -> None:
+    def _take_samples(self, prepared: Prepared, result: StepResult) -> None:
         """Gives each sampled token to its sequence and tells the client."""
-        running, scheduler, events = SequenceState.RUNNING, self.scheduler, self._events
+        running, scheduler, events, end_s = SequenceState.RUNNING, self.scheduler, self._events, result.end_s
         sampled_ids = result.sampled_ids.tolist()
         for row, seq in enumerate(prepared.sampled):
             token_id: int = sampled_ids[row]
-            if seq.state is not running:
-                continue  # its request failed in another row of this step
+            if seq.state is not running or not seq.num_pending:
+                continue  # it ended or was preempted since
             if token_id < 0:
                 self._fail_damaged(seq)
                 continue
             scheduler.commit(seq)
             opened = seq.request
             if seq.first_token_s is None:
-                self._take_first(seq, start_s, end_s)
+                self._take_first(seq, result)
                 if opened.is_leader_muted and seq.index == 0:
                     self._end(seq)
                     continue
@@ -217,15 +286,15 @@ class Engine:
             )
             self.counters.generation_tokens += is_text
             if reason is None:
-                seq.append(token_id)
+                seq.settle(token_id)
             else:
                 self._end(seq)
 
-    def _take_first(self, seq: Sequence, start_s: float, end_s: float) -> None:
+    def _take_first(self, seq: Sequence, result: StepResult) -> None:
         """The first token of a sequence: its prompt is computed."""
-        seq.first_token_s = end_s
+        seq.first_token_s = result.end_s
         if seq.scheduled_s is None:
-            seq.scheduled_s = start_s
+            seq.scheduled_s = result.start_s
         if seq.index == 0:
             opened = seq.request
             opened.num_scored = seq.num_prompt
@@ -247,7 +316,7 @@ class Engine:
     def _fail_damaged(self, seq: Sequence) -> None:
         """No token could be drawn: fails the request, and shares nothing that is in the cache any longer."""
         message = (
-            f"no token could be drawn at position {seq.num_tokens} of sequence {seq.index}: "
+            f"no token could be drawn at position {seq.num_known} of sequence {seq.index}: "
             "the logits are not finite, or the request allows no token"
         )
         self._fail(seq.request, TrivetError(message, hint="if other requests fail too, check the model's weights"))

@@ -36,7 +36,7 @@ class SteppedEngine(Protocol):
     def has_work(self) -> bool: ...
     def add(self, request: EngineRequest) -> None: ...
     def cancel(self, request_id: str, index: int | None = None) -> None: ...
-    def step(self) -> list[EngineEvent]: ...
+    def step(self, take_in: Callable[[], None] | None = None) -> list[EngineEvent]: ...
     def stats(self) -> EngineStats: ...
 
 
@@ -174,18 +174,22 @@ class EngineLoop:
     def _turn(self) -> None:
         """Takes in what came, runs one step, publishes what came out."""
         engine = self._engine
+        self._empty_inbox()
+        events = engine.step(self._empty_inbox) if engine.has_work else []
+        self._open.on_events(events)
+        if not engine.has_work or self._clock() - self._stats_time >= STATS_INTERVAL_S:
+            events = [*events, self._take_stats()]
+        if events:
+            self._publish(events)
+
+    def _empty_inbox(self) -> None:
+        engine = self._engine
         while self._inbox:
             command = self._inbox.popleft()
             if isinstance(command, Cancel):
                 engine.cancel(command.request_id, command.index)
             elif command[0] is engine:  # what another one admitted has failed with it
                 self._take_in(engine, command[1])
-        events = engine.step() if engine.has_work else []
-        self._open.on_events(events)
-        if not engine.has_work or self._clock() - self._stats_time >= STATS_INTERVAL_S:
-            events = [*events, self._take_stats()]
-        if events:
-            self._publish(events)
 
     def _take_stats(self) -> EngineStats:
         self._stats, self._stats_time = self._engine.stats(), self._clock()

@@ -6,7 +6,8 @@ step, by the step model, stays within the inter-token target.
 
 Memory: a sequence starts when the blocks of all its tokens fit, with one spare block for each that runs. A running
 sequence that finds no block takes them from the last in order, which waits again, keeps its output, and is recomputed.
-So the first in order always comes to its end, and by induction everybody does.
+So the first in order always comes to its end, and by induction everybody does. Blocks change hands while the step that
+uses them still runs: steps run in order, so what it writes is overwritten before the next owner reads it.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Scheduler:
     def _preempt_last(self, plan: Plan) -> Sequence:
         seq = self.running.pop()
         self._vacate(seq)
+        seq.forget_pending()
         seq.num_computed = 0
         seq.num_preemptions += 1
         self.num_preemptions += 1
@@ -107,7 +109,7 @@ class Scheduler:
     # --- the next step --------------------------------------------------------------------------------------------
 
     def schedule(self) -> Plan:
-        """The next step; empty only if nothing is running or waiting."""
+        """The next step; empty only if nothing is waiting, and what is running waits for the step under way."""
         plan = Plan()
         behind = self._plan_decodes(plan)
         room_s: float | None = None
@@ -131,6 +133,8 @@ class Scheduler:
         while i < len(running):
             seq = running[i]
             i += 1
+            if seq.is_spent:
+                continue
             if seq.num_tokens - seq.num_computed != 1:
                 behind.append(seq)
                 continue
@@ -266,11 +270,15 @@ class Scheduler:
     # --- after the step -------------------------------------------------------------------------------------------
 
     def commit(self, seq: Sequence) -> None:
-        """Puts the blocks of a running sequence that are full and computed into the prefix tree."""
+        """Puts the blocks of a running sequence that are full, known and computed into the prefix tree.
+
+        The step that computes them may still run: those that read them come after it.
+        """
         tree = self.tree
         if tree is None or seq.epoch != tree.epoch:
             return
-        while (seq.num_in_tree + 1) * self.block_size <= seq.num_computed:
+        end = min(seq.num_computed, seq.num_known)
+        while (seq.num_in_tree + 1) * self.block_size <= end:
             key = tree.key(seq.parent, seq.tokens, seq.num_in_tree)
             self._adopt(seq, tree.insert(key, seq.blocks[seq.num_in_tree]))
 

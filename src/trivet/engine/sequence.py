@@ -4,6 +4,9 @@ There are no phases. A sequence has known tokens (prompt and outputs so far) and
 up with them, chunk by chunk; whenever it has caught up, the last row gives the next token. A prompt that is prefilled,
 one token of decoding, a prefix that was found in the cache and a sequence that comes back after preemption are all the
 same thing.
+
+While a step runs, the next one is already planned: tokens count as computed once the step that computes them is
+submitted, and a token that it will sample is `pending`, a number that stands for it.
 """
 
 from __future__ import annotations
@@ -39,9 +42,11 @@ class Sequence:
         "epoch",
         "first_token_s",
         "index",
+        "most_tokens",
         "num_cached",
         "num_computed",
         "num_in_tree",
+        "num_pending",
         "num_preemptions",
         "num_prompt",
         "num_tokens",
@@ -61,6 +66,8 @@ class Sequence:
         self.rank = (request.message.priority, request.arrival_no, index)  # the smaller one runs first
         self.state = SequenceState.WAITING if index == 0 else SequenceState.HELD
         self.num_prompt = self.num_tokens = len(request.prompt)
+        self.most_tokens = self.num_prompt + request.max_tokens
+        self.num_pending = 0  # the last so many tokens are being sampled
         self.tokens: I32 = np.empty(self.num_prompt + min(request.max_tokens, _FIRST_ROOM), np.int32)
         self.tokens[: self.num_prompt] = request.prompt
         self.bias = row_bias(request.message.sampling, request.stop_ids, vocab_size)
@@ -79,23 +86,48 @@ class Sequence:
         self.num_preemptions = 0
 
     @property
-    def num_outputs(self) -> int:
-        return self.num_tokens - self.num_prompt
+    def num_known(self) -> int:
+        return self.num_tokens - self.num_pending
 
-    def append(self, token_id: int) -> None:
-        """Takes a sampled token."""
+    @property
+    def num_outputs(self) -> int:
+        return self.num_known - self.num_prompt
+
+    @property
+    def is_spent(self) -> bool:
+        """The last token that it may have is being sampled."""
+        return self.num_tokens >= self.most_tokens
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Its next token cannot be sampled before the last one is known."""
+        return self.bias is not None and not self.bias.is_static
+
+    def expect(self, row: int) -> None:
+        """Row `row` of the step that was submitted last samples its next token."""
         if self.num_tokens == len(self.tokens):
             self.tokens = np.concatenate([self.tokens, np.empty_like(self.tokens)])
-        self.tokens[self.num_tokens] = token_id
+        self.tokens[self.num_tokens] = -1 - row
         self.num_tokens += 1
+        self.num_pending += 1
+
+    def settle(self, token_id: int) -> None:
+        """The first pending token is known."""
+        self.tokens[self.num_known] = token_id
+        self.num_pending -= 1
         if self.bias is not None:
             self.bias.count(token_id)
 
+    def forget_pending(self) -> None:
+        """What is being sampled will not be taken."""
+        self.num_tokens = self.num_known
+        self.num_pending = 0
+
     def finish_reason(self, token_id: int) -> FinishReason | None:
-        """Whether the sampled `token_id`, not yet appended, ends the sequence, and why."""
+        """Whether the sampled `token_id`, not yet settled, ends the sequence, and why."""
         if token_id in self.request.stop_ids:
             return FinishReason.STOP
-        if self.num_tokens + 1 >= self.num_prompt + self.request.max_tokens:
+        if self.num_known + 1 >= self.most_tokens:
             return FinishReason.LENGTH
         return None
 

@@ -22,7 +22,7 @@ U32 = NDArray[np.uint32]
 class StepBatch:
     """One transformer step over S sequences, each with a run of consecutive new tokens."""
 
-    token_ids: I32  # [T], the new tokens of sequence 0, then 1, ...
+    token_ids: I32  # [T], the new tokens of sequence 0, then 1, ...; -1 - r: what row r of the step before will sample
     seq_starts: I32  # [S + 1], sequence s has rows seq_starts[s]:seq_starts[s + 1]; at least one each
     context_lens: I32  # [S], tokens of the sequence after this step (cached + new): row r has position
     #                    context_lens[s] - (seq_starts[s + 1] - r)
@@ -65,7 +65,13 @@ class StepResult:
     score_ranks: I32  # [Q]
     logits: F32  # [L, V]
     hidden: F32  # [E, D]
-    native_s: float  # seconds inside the native call
+    start_s: float  # when the computing began and ended, in seconds of the monotonic clock
+    end_s: float
+
+    @property
+    def native_s(self) -> float:
+        """Seconds that the step took."""
+        return self.end_s - self.start_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +85,11 @@ class Capabilities:
     vocab_size: int
     max_context: int  # tokens
     numerics: str  # artifact digest + precision + KV type + tier + kernel revision, hex
+    max_under_way: int = 1  # steps that may be submitted and not yet collected; they run in order
 
 
 class Runner(Protocol):
-    """What computes. `submit` starts a step, `collect` waits for it; at most one is under way."""
+    """What computes. `submit` starts a step, `collect` waits for the oldest of those under way."""
 
     @property
     def capabilities(self) -> Capabilities: ...
@@ -91,6 +98,14 @@ class Runner(Protocol):
         """A handle for `collect`. Raises ValueError for a batch whose shapes do not fit (an engine bug)."""
         ...
 
+    def wait(self, handle: int, timeout_s: float) -> bool:
+        """Whether the step is done within so many seconds."""
+        ...
+
     def collect(self, handle: int) -> StepResult: ...
+
+    def drop(self) -> None:
+        """Waits for the steps under way and forgets what they gave."""
+        ...
 
     def close(self) -> None: ...
