@@ -1,20 +1,20 @@
-"""Every native step of this process, as it is taken: what it carried, and when the native call began and ended."""
+"""The native steps of a runner, as they are collected: what each carried, and when its computing began and ended."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from unittest.mock import patch
 
 from trivet.engine.cpu_runner import CpuRunner
+from trivet.engine.step import StepBatch, StepResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One native call; seconds of `time.perf_counter`."""
+    """One native call; seconds of the monotonic clock."""
 
     begin_s: float
     end_s: float
@@ -23,37 +23,33 @@ class Step:
     context_tokens: int  # of all its sequences, after the step
 
 
-class TimedExecutor:
-    """Stands for the native executor and notes each call."""
-
-    def __init__(self, executor: Any, steps: list[Step]) -> None:
-        self._executor = executor
-        self._steps = steps
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._executor, name)
-
-    def step(self, *args: Any, **kwargs: Any) -> Any:
-        begin = time.perf_counter()
-        result = self._executor.step(*args, **kwargs)
-        end = time.perf_counter()
-        token_ids, _, context_lens = args[:3]
-        self._steps.append(Step(begin_s=begin, end_s=end, num_tokens=len(token_ids), num_seqs=len(context_lens),
-                                context_tokens=int(context_lens.sum())))  # fmt: skip
-        return result
-
-
 @contextmanager
 def step_log(runner: CpuRunner) -> Iterator[list[Step]]:
-    """The steps that `runner` takes inside the block, oldest first."""
+    """The steps that `runner` gives back inside the block, oldest first."""
     steps: list[Step] = []
-    executor: Any = runner._executor
-    timed: Any = TimedExecutor(executor, steps)
-    runner._executor = timed
-    try:
+    batches: dict[int, StepBatch] = {}
+    submit, collect = runner.submit, runner.collect
+
+    def noting_submit(batch: StepBatch) -> int:
+        handle = submit(batch)
+        batches[handle] = batch
+        return handle
+
+    def noting_collect(handle: int) -> StepResult:
+        result, batch = collect(handle), batches.pop(handle)
+        steps.append(
+            Step(
+                begin_s=result.start_s,
+                end_s=result.end_s,
+                num_tokens=len(batch.token_ids),
+                num_seqs=len(batch.context_lens),
+                context_tokens=int(batch.context_lens.sum()),
+            )
+        )
+        return result
+
+    with patch.object(runner, "submit", noting_submit), patch.object(runner, "collect", noting_collect):
         yield steps
-    finally:
-        runner._executor = executor
 
 
 def decode_steps(steps: list[Step], num_streams: int) -> list[Step]:

@@ -1,9 +1,9 @@
 """The model in NumPy float64, with the roundings of the packed arithmetic and no other: the slow twin of a whole step.
 
-It follows DESIGN.md's equations: weights as unpacked, activations rounded to bf16 or quantized to int8 a token,
-queries in bf16, keys and values as stored, attention weights in bf16 against the running maximum of 128-key steps.
-Everything between is exact to float64, so what differs from the core is float32 rounding, and a rare value that such
-an error carries over a rounding boundary.
+It follows the equations at the top of native/core/step.cc: weights as unpacked, activations rounded to bf16 or
+quantized to int8 a token, what is kept between products and queries in bf16, keys and values as stored, attention
+weights in bf16 against the running maximum of 128-key steps. Everything between is exact to float64, so what differs
+from the core is float32 rounding, and a rare value that such an error carries over a rounding boundary.
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ class Twin:
         a, b = x[..., : p // 2], x[..., p // 2 :]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
+    def between(self, x: F64) -> F64:
+        """What is kept between two products, outside the residual stream."""
+        return bf16(x)
+
     def attend(self, q: F64, k: F64, v: F64, scale: float) -> F64:
         """q [T, P], k and v [T, P] of one head, causal."""
         t, k_scale, v_scale = len(q), np.ones(len(k)), np.ones(len(v))
@@ -114,7 +118,7 @@ class Twin:
         for i, layer in enumerate(spec.layers):
             at, h, kv, p = f"layers.{i}.", layer.num_heads, layer.num_kv_heads, layer.head_dim
             y = self.linear(at + "qkv", self.norm(x, self.vector(at + "attn_norm")), at + "qkv_bias")
-            y = y.reshape(len(ids), h + 2 * kv, p)
+            y = self.between(y).reshape(len(ids), h + 2 * kv, p)
             q, k, v = y[:, :h], y[:, h : h + kv], y[:, h + kv :]
             if layer.qk_norm:
                 q, k = self.norm(q, self.vector(at + "q_norm")), self.norm(k, self.vector(at + "k_norm"))
@@ -122,12 +126,12 @@ class Twin:
             heads: list[Any] = [
                 self.attend(q[:, j], k[:, j * kv // h], v[:, j * kv // h], layer.softmax_scale) for j in range(h)
             ]
-            x = x + self.linear(at + "o", np.concatenate(heads, -1), at + "o_bias")
+            x = x + self.linear(at + "o", self.between(np.concatenate(heads, -1)), at + "o_bias")
             y = self.linear(at + "gate_up", self.norm(x, self.vector(at + "mlp_norm")), at + "gate_up_bias")
             panels = y.reshape(len(ids), -1, 2, 16)
             gate, up = panels[:, :, 0].reshape(len(ids), -1), panels[:, :, 1].reshape(len(ids), -1)
             act = (gate / (1 + np.exp(-gate)) * up)[:, : layer.ffn_dim]
-            x = x + self.linear(at + "down", act, at + "down_bias")
+            x = x + self.linear(at + "down", self.between(act), at + "down_bias")
         return self.linear("embed" if spec.tied_head else "head", self.norm(x, self.vector("final_norm")))
 
 
@@ -138,6 +142,9 @@ class Exact(Twin):
         weight, b = self.tensor(name), self.vector(bias) if bias else None
         assert weight is not None
         return x @ weight.T if b is None else x @ weight.T + b
+
+    def between(self, x: F64) -> F64:
+        return x
 
     def attend(self, q: F64, k: F64, v: F64, scale: float) -> F64:
         s = q @ k.T * scale

@@ -1,4 +1,5 @@
 // Single kernels, for the tests: each runs in the tier in use.
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 
@@ -16,15 +17,20 @@ std::unique_ptr<uint8_t, Free> scratch(size_t bytes) {
   return std::unique_ptr<uint8_t, Free>(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
 }
 
+// Number: float for the epilogues store and add, uint16_t (bf16) for store_bf16 and silu_mul.
+template <class Number>
 void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const uint8_t, 1> multipliers,
             Array<const float, 1> scales, Array<const int32_t, 1> colsum, nb::object bias, size_t n, size_t k,
             Array<const uint8_t, 2> x, Array<const float, 1> x_scales, size_t num_rows, const std::string& epilogue,
-            Array<float, 2> out) {
+            Array<Number, 2> out) {
   Linear w;
   w.kind = kind == "bf16" ? LinearKind::kBF16 : kind == "i8" ? LinearKind::kI8 : LinearKind::kI4;
   check(kind == "bf16" || kind == "i8" || kind == "i4", "kind must be bf16, i8 or i4");
-  check(epilogue == "store" || epilogue == "add" || epilogue == "silu_mul", "epilogue must be store, add or silu_mul");
-  const Epilogue e = epilogue == "add" ? Epilogue::kAdd : epilogue == "silu_mul" ? Epilogue::kSiluMul : Epilogue::kStore;
+  const bool wide = sizeof(Number) == 4;
+  const std::string names[] = {"store", "add", "store_bf16", "silu_mul"};
+  const auto* name = std::find(names + (wide ? 0 : 2), names + (wide ? 2 : 4), epilogue);
+  check(name != names + (wide ? 2 : 4), wide ? "epilogue must be store or add" : "epilogue must be store_bf16 or silu_mul");
+  const Epilogue e = Epilogue(name - names);
   const size_t unit = w.kind == LinearKind::kBF16 ? 32 : 64, item = w.kind == LinearKind::kBF16 ? 2 : 1;
   w.n = n;
   w.k = k;
@@ -52,18 +58,24 @@ void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const 
   auto s = scratch(linear_scratch_bytes(w.kp));
   const FlushDenormals flush;
   tiles_begin();
-  kernels().linear[int(w.kind)](w, rows, 0, w.np / 16, e, out.data(), out.shape(1), s.get());
+  kernels().linear[int(w.kind)](w, rows, 0, w.np / 16, {e, out.data(), out.shape(1)}, s.get());
   tiles_end();
+}
+
+template <class Number>
+void def_linear(nb::module_& m) {
+  m.def("linear", &linear<Number>, nb::arg("kind"), nb::arg("codes").noconvert(), nb::arg("multipliers").noconvert(),
+        nb::arg("scales").noconvert(), nb::arg("colsum").noconvert(), nb::arg("bias").none(), nb::arg("n"), nb::arg("k"),
+        nb::arg("x").noconvert(), nb::arg("x_scales").noconvert(), nb::arg("num_rows"), nb::arg("epilogue"),
+        nb::arg("out").noconvert(), "y = x w' + bias for packed weights; x holds the bytes of bf16 or int8 rows.");
 }
 
 }  // namespace
 
 void bind_kernels(nb::module_& parent) {
   nb::module_ m = parent.def_submodule("kernels", "Single kernels, for the tests.");
-  m.def("linear", &linear, nb::arg("kind"), nb::arg("codes").noconvert(), nb::arg("multipliers").noconvert(),
-        nb::arg("scales").noconvert(), nb::arg("colsum").noconvert(), nb::arg("bias").none(), nb::arg("n"), nb::arg("k"),
-        nb::arg("x").noconvert(), nb::arg("x_scales").noconvert(), nb::arg("num_rows"), nb::arg("epilogue"),
-        nb::arg("out").noconvert(), "y = x w' + bias for packed weights; x holds the bytes of bf16 or int8 rows.");
+  def_linear<float>(m);
+  def_linear<uint16_t>(m);
   m.def("rms_norm", [](Array<const float, 1> x, Array<const float, 1> weight, float eps, Array<float, 1> out) {
     check(x.shape(0) == weight.shape(0) && x.shape(0) == out.shape(0), "x, weight and out must be [D]");
     kernels().rms_norm(x.data(), weight.data(), eps, x.shape(0), out.data());

@@ -23,11 +23,17 @@ float from_bf16(uint16_t h) {
   return f;
 }
 
+uint16_t to_bf16(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  return uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
 }  // namespace
 
 void count_allocations(bool on) { counting = on; }
 
-bool faulty_product(const Linear& w, const Rows& x, Epilogue epilogue, float* out, size_t ld, int threads) {
+bool faulty_product(const Linear& w, const Rows& x, const Output& out, int threads) {
   if (w.kind != LinearKind::kBF16) return false;
   const uint16_t* codes = reinterpret_cast<const uint16_t*>(w.codes);
   const uint16_t* rows = static_cast<const uint16_t*>(x.data);
@@ -44,18 +50,21 @@ bool faulty_product(const Linear& w, const Rows& x, Epilogue epilogue, float* ou
   };
   for (size_t t = 0; t < x.num; ++t)
     for (size_t n = 0; n < w.n; ++n) {
-      if (epilogue == Epilogue::kStore) out[t * ld + n] = dot(t, n);
-      if (epilogue == Epilogue::kAdd) out[t * ld + n] += dot(t, n);
-      if (epilogue == Epilogue::kSiluMul && n % 32 < 16) {
+      float* wide = static_cast<float*>(out.data) + t * out.ld;
+      uint16_t* half = static_cast<uint16_t*>(out.data) + t * out.ld;
+      if (out.epilogue == Epilogue::kStore) wide[n] = dot(t, n);
+      if (out.epilogue == Epilogue::kAdd) wide[n] += dot(t, n);
+      if (out.epilogue == Epilogue::kStoreBf16) half[n] = to_bf16(dot(t, n));
+      if (out.epilogue == Epilogue::kSiluMul && n % 32 < 16) {
         const float gate = dot(t, n);
-        out[t * ld + n / 32 * 16 + n % 16] = gate / (1.0f + std::exp(-gate)) * dot(t, n + 16);
+        half[n / 32 * 16 + n % 16] = to_bf16(gate / (1.0f + std::exp(-gate)) * dot(t, n + 16));
       }
     }
   return true;
 }
 
-bool faulty_attention(const LayerWeights& l, const StepInput& in, const float* qkv, size_t qkv_ld, const uint16_t* q,
-                      size_t num_tokens, const int32_t* position, const KvCache& cache, size_t layer, float* attn,
+bool faulty_attention(const LayerWeights& l, const StepInput& in, const uint16_t* qkv, size_t qkv_ld, const uint16_t* q,
+                      size_t num_tokens, const int32_t* position, const KvCache& cache, size_t layer, uint16_t* attn,
                       size_t attn_ld) {
   if (!cache.int8()) return false;
   const size_t p = l.head_dim, pp = l.pp(), heads = l.num_heads, kv_heads = l.num_kv_heads, group = heads / kv_heads;
@@ -70,7 +79,7 @@ bool faulty_attention(const LayerWeights& l, const StepInput& in, const float* q
         auto read = [&](int32_t key, bool want_value, size_t i) {
           if (key >= first_fresh) {
             const size_t fresh = size_t(in.seq_starts[seq] + key - first_fresh);
-            return qkv[fresh * qkv_ld + (heads + (want_value ? kv_heads : 0) + g) * p + i];
+            return from_bf16(qkv[fresh * qkv_ld + (heads + (want_value ? kv_heads : 0) + g) * p + i]);
           }
           const size_t at = size_t(key) % bs;
           const uint8_t* block = view.base + size_t(in.block_tables[seq * in.table_width + size_t(key) / bs]) * view.block_stride;
@@ -91,7 +100,7 @@ bool faulty_attention(const LayerWeights& l, const StepInput& in, const float* q
           sum += e;
           for (size_t i = 0; i < p; ++i) value[i] += e * read(key, true, i);
         }
-        for (size_t i = 0; i < p; ++i) attn[size_t(row) * attn_ld + h * p + i] = value[i] / sum;
+        for (size_t i = 0; i < p; ++i) attn[size_t(row) * attn_ld + h * p + i] = to_bf16(value[i] / sum);
       }
   return true;
 }

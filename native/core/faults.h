@@ -21,11 +21,11 @@ enum class Fault : int { kNone, kSplitK, kSplitAttention, kFreshKv };
 extern Fault planted_fault;
 
 // bf16 products with K split into as many parts as there are threads, added at the end. False: not a bf16 product.
-bool faulty_product(const Linear& w, const Rows& x, Epilogue epilogue, float* out, size_t ld, int threads);
+bool faulty_product(const Linear& w, const Rows& x, const Output& out, int threads);
 
 // Attention that reads the keys and values of this step's own tokens before they were quantized. False: not int8.
-bool faulty_attention(const LayerWeights& l, const StepInput& in, const float* qkv, size_t qkv_ld, const uint16_t* q,
-                      size_t num_tokens, const int32_t* position, const KvCache& cache, size_t layer, float* attn,
+bool faulty_attention(const LayerWeights& l, const StepInput& in, const uint16_t* qkv, size_t qkv_ld, const uint16_t* q,
+                      size_t num_tokens, const int32_t* position, const KvCache& cache, size_t layer, uint16_t* attn,
                       size_t attn_ld);
 
 }  // namespace trivet

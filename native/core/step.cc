@@ -8,6 +8,8 @@
 // outputs (panels of 16), rows, or attention items; a sum is never split by the number of threads.
 #include "trivet/step.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -24,13 +26,18 @@ namespace {
 
 constexpr size_t kHeadRows = 64;    // rows whose logits are held at once
 
-// Memory whose pages are touched when first used.
+constexpr size_t kHugePage = size_t(1) << 21;
+
+// Memory whose pages are touched when first used, huge pages where there is much of it: a product goes down the rows, and
+// each row of a large matrix lies in another small page.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(size_t count) : bytes_((count * sizeof(T) + 4159) / 64 * 64) {
-    data_ = static_cast<T*>(std::aligned_alloc(64, bytes_));
+    const size_t alignment = bytes_ >= kHugePage ? kHugePage : 64;
+    data_ = static_cast<T*>(std::aligned_alloc(alignment, (bytes_ + alignment - 1) / alignment * alignment));
     if (!data_) throw std::bad_alloc();
+    if (alignment == kHugePage) madvise(data_, bytes_, MADV_HUGEPAGE);  // a wish: without it, small pages do
     std::memset(static_cast<void*>(data_), 0, std::min<size_t>(bytes_, 4096));
   }
   ~Buffer() { std::free(data_); }
@@ -49,8 +56,12 @@ void flush_denormals_for_good() { __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr(
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// A row length in floats that is not a multiple of 4 KiB: else the same column of all rows would share few cache sets.
-size_t spread(size_t n) { return round_up(n, 16) + (round_up(n, 16) % 32 == 0 ? 16 : 32); }
+// A row length that is an odd number of cache lines: else the same column of all rows would share few cache sets.
+template <class T>
+size_t spread(size_t n) {
+  const size_t per_line = 64 / sizeof(T), lines = (n + per_line - 1) / per_line;
+  return (lines + 1 + lines % 2) * per_line;
+}
 
 // The largest of f(layer) over the layers.
 template <class F>
@@ -85,7 +96,8 @@ void embed_row(const Linear& w, int32_t token, float* x) {
 struct Executor::Scratch {
   size_t max_tokens, rows;  // rows: max_tokens rounded up to tiles, plus one tile that may be read past the end
   size_t normed_ld, x_ld, qkv_ld, attn_ld, act_ld;
-  Buffer<float> x, normed, qkv, attn, act, logits, row_scales, head_x;
+  Buffer<float> x, normed, logits, row_scales, head_x;
+  Buffer<uint16_t> qkv, attn, act;  // bf16
   Buffer<uint8_t> operand;  // bf16 or int8 activations of the product under way
   Buffer<uint16_t> q;       // bf16 [K][T * G][Pp]
   Buffer<int32_t> position, seq;
@@ -97,20 +109,20 @@ struct Executor::Scratch {
       : max_tokens(tokens),
         rows(round_up(tokens, 32) + 32),
         normed_ld(round_up(m.dim, 16)),
-        x_ld(spread(m.dim)),
-        qkv_ld(spread(most(m, [](const LayerWeights& l) { return l.qkv.n; }))),
-        attn_ld(spread(most(m, [](const LayerWeights& l) { return l.num_heads * l.head_dim; }))),
-        act_ld(spread(most(m, [](const LayerWeights& l) { return l.gate_up.n / 2; }))),
+        x_ld(spread<float>(m.dim)),
+        qkv_ld(spread<uint16_t>(most(m, [](const LayerWeights& l) { return l.qkv.n; }))),
+        attn_ld(spread<uint16_t>(most(m, [](const LayerWeights& l) { return l.num_heads * l.head_dim; }))),
+        act_ld(spread<uint16_t>(most(m, [](const LayerWeights& l) { return l.gate_up.n / 2; }))),
         x(rows * x_ld),
         normed(size_t(threads) * normed_ld),
-        qkv(rows * qkv_ld),
-        attn(rows * attn_ld),
-        act(rows * act_ld),
         logits(kHeadRows * round_up(m.vocab_size, 16)),
         row_scales(rows),
         head_x(kHeadRows * m.dim),
+        qkv(rows * qkv_ld),
+        attn(rows * attn_ld),
+        act(rows * act_ld),
         operand(rows * most_kp(m) * 2),
-        q((rows * most(m, [](const LayerWeights& l) { return l.num_heads * l.pp(); })) + 16 * 256),
+        q((rows * most(m, [](const LayerWeights& l) { return l.num_heads * l.pp(); })) + kQueryTile * kMaxHeadDim),
         position(rows),
         seq(rows),
         linear_bytes(round_up(linear_scratch_bytes(most_kp(m)), 64)),
@@ -137,6 +149,9 @@ size_t Executor::scratch_bytes() const {
 }
 
 namespace {
+
+constexpr size_t kRowGrain = 32;  // rows of one block of tiles
+bool is_split_by_rows(size_t count, int threads) { return count >= 64 * size_t(threads); }
 
 // One step's view of everything; the members below are the operations of the equations.
 struct Step {
@@ -169,81 +184,118 @@ struct Step {
   // Splits `count` rows over the threads; few rows stay on the caller, where a barrier would cost more than they do.
   template <class F>
   void for_rows(size_t count, size_t few, F&& f) const {
-    if (count <= few) {
-      for (size_t r = 0; r < count; ++r) f(r, 0);
-      return;
-    }
-    parallel(threads, [&](int t, int n) {
-      const Range range = share(count, t, n);
+    parallel_rows(count, few, [&](Range range, int t) {
       for (size_t r = range.begin; r < range.end; ++r) f(r, t);
     });
   }
+  template <class F>
+  void parallel_rows(size_t count, size_t few, F&& f) const {
+    if (count <= few) return f(Range{0, count}, 0);
+    parallel(threads, [&](int t, int n) { f(share(count, t, n, is_split_by_rows(count, n) ? kRowGrain : 1), t); });
+  }
 
-  // Rows ready for `w`: normed (weight may be null), then rounded to bf16 or quantized a row at a time.
-  Rows prepare(const float* x, size_t ld, size_t count, const float* norm_weight, const Linear& w) const {
-    timed(Operation::kPrepare, [&] { prepare_rows(x, ld, count, norm_weight, w); });
+  // Rows ready for `w`: rounded to bf16 or quantized a row at a time; `row(r, t)` gives row r, f32 or bf16.
+  template <class F>
+  Rows prepare(size_t count, const Linear& w, F&& row) const {
+    timed(Operation::kPrepare, [&] {
+      for_rows(count, 4, [&](size_t r, int t) { prepare_row(row(r, t), w, r); });
+    });
     return {count, w.kp, s.operand.get(), s.row_scales.get()};
   }
-  void prepare_rows(const float* x, size_t ld, size_t count, const float* norm_weight, const Linear& w) const {
-    for_rows(count, 4, [&](size_t r, int t) {
-      const float* row = x + r * ld;
-      if (norm_weight) {
-        float* normed = s.normed.get() + size_t(t) * s.normed_ld;
-        k.rms_norm(row, norm_weight, model.norm_eps, w.k, normed);
-        row = normed;
-      }
-      if (w.kind == LinearKind::kBF16)
-        k.to_bf16(row, w.k, w.kp, reinterpret_cast<uint16_t*>(s.operand.get()) + r * w.kp);
-      else
-        k.quantize(row, w.k, w.kp, reinterpret_cast<int8_t*>(s.operand.get()) + r * w.kp, s.row_scales.get() + r);
+  Rows prepare_normed(const float* x, size_t ld, size_t count, const float* norm_weight, const Linear& w) const {
+    return prepare(count, w, [&](size_t r, int t) {
+      float* normed = s.normed.get() + size_t(t) * s.normed_ld;
+      k.rms_norm(x + r * ld, norm_weight, model.norm_eps, w.k, normed);
+      return static_cast<const float*>(normed);
     });
   }
-
-  void product(Operation operation, const Linear& w, const Rows& x, Epilogue epilogue, float* out, size_t ld) const {
-    timed(operation, [&] { run_panels(w, x, epilogue, out, ld); });
+  Rows prepare_bf16(const uint16_t* x, size_t ld, const Linear& w) const {
+    return prepare(num_tokens, w, [&](size_t r, int) { return x + r * ld; });
   }
-  void run_panels(const Linear& w, const Rows& x, Epilogue epilogue, float* out, size_t ld) const {
+  uint16_t* operand_bf16(const Linear& w, size_t r) const { return reinterpret_cast<uint16_t*>(s.operand.get()) + r * w.kp; }
+  int8_t* operand_int8(const Linear& w, size_t r) const { return reinterpret_cast<int8_t*>(s.operand.get()) + r * w.kp; }
+  void prepare_row(const float* row, const Linear& w, size_t r) const {
+    if (w.kind == LinearKind::kBF16)
+      k.to_bf16(row, w.k, w.kp, operand_bf16(w, r));
+    else
+      k.quantize(row, w.k, w.kp, operand_int8(w, r), s.row_scales.get() + r);
+  }
+  void prepare_row(const uint16_t* row, const Linear& w, size_t r) const {
+    if (w.kind == LinearKind::kBF16) {
+      std::memcpy(operand_bf16(w, r), row, w.k * 2);
+      std::memset(operand_bf16(w, r) + w.k, 0, (w.kp - w.k) * 2);
+    } else {
+      k.quantize_bf16(row, w.k, w.kp, operand_int8(w, r), s.row_scales.get() + r);
+    }
+  }
+
+  void product(Operation operation, const Linear& w, const Rows& x, const Output& out) const {
+    timed(operation, [&] { run_panels(w, x, out); });
+  }
+  // Many rows are split by rows, as everything between two products is: what a thread wrote it reads again, and nothing
+  // but weights is read twice. Few rows are split by panels, so that each weight is read once.
+  void run_panels(const Linear& w, const Rows& x, const Output& out) const {
 #ifdef TRIVET_FAULTS
-    if (planted_fault == Fault::kSplitK && faulty_product(w, x, epilogue, out, ld, threads)) return;
+    if (planted_fault == Fault::kSplitK && faulty_product(w, x, out, threads)) return;
 #endif
     parallel(threads, [&](int t, int n) {
+      uint8_t* scratch = s.linear_scratch.get() + size_t(t) * s.linear_bytes;
+      if (is_split_by_rows(x.num, n)) {
+        const Range rows = share(x.num, t, n, kRowGrain);
+        if (rows.begin < rows.end)
+          k.linear[int(w.kind)](w, x.part(rows.begin, rows.end, w.kind), 0, w.np / 16, out.from_row(rows.begin), scratch);
+        return;
+      }
       const Range panels = share(w.np / 16, t, n, 4);
-      if (panels.begin < panels.end)
-        k.linear[int(w.kind)](w, x, panels.begin, panels.end, epilogue, out, ld,
-                              s.linear_scratch.get() + size_t(t) * s.linear_bytes);
+      if (panels.begin < panels.end) k.linear[int(w.kind)](w, x, panels.begin, panels.end, out, scratch);
     });
   }
 
-  // Norms and turns queries and keys, writes keys and values to their slots, and lays the queries out for attention.
+  // How many rows from r on, at most 16, are tokens in a row of one sequence in one group of 16 slots.
+  size_t run_of(size_t r, size_t end) const {
+    const int32_t seq = s.seq.get()[r], position = s.position.get()[r];
+    size_t n = 1;
+    while (r + n < end && n < size_t(16 - position % 16) && s.seq.get()[r + n] == seq) ++n;
+    return n;
+  }
+
+  // Norms and turns queries and keys, lays the queries out for attention and writes keys and values to their slots.
   void write_kv(const LayerWeights& l, size_t layer) const {
-    const size_t heads = l.num_heads, kv_heads = l.num_kv_heads, p = l.head_dim, pp = l.pp(), group = heads / kv_heads;
-    for_rows(num_tokens, 4, [&](size_t r, int) {
-      const float* row = s.qkv.get() + r * s.qkv_ld;
-      const size_t position = size_t(s.position.get()[r]);
-      const float *cos = l.rope_cos + position * (p / 2), *sin = l.rope_sin + position * (p / 2);
-      float head[kMaxHeadDim];
-      auto norm_and_turn = [&](const float* x, const float* weight) {
-        if (weight)
-          k.rms_norm(x, weight, model.norm_eps, p, head);
-        else
-          std::memcpy(head, x, p * sizeof(float));
-        k.rope(head, cos, sin, p);
-      };
-      for (size_t h = 0; h < heads; ++h) {
-        norm_and_turn(row + h * p, l.q_norm);
-        k.to_bf16(head, p, pp, s.q.get() + ((h / group) * num_tokens * group + r * group + h % group) * pp);
-      }
-      const int32_t* table = in.block_tables + size_t(s.seq.get()[r]) * in.table_width;
-      const int64_t slot = int64_t(table[position / cache.block_size()]) * int64_t(cache.block_size()) +
-                           int64_t(position % cache.block_size());
-      for (size_t h = 0; h < kv_heads; ++h) {
-        norm_and_turn(row + (heads + h) * p, l.k_norm);
-        cache.write(k, layer, h, slot, head, row + (heads + kv_heads + h) * p);
+    parallel_rows(num_tokens, 4, [&](Range range, int) {
+      for (size_t r = range.begin; r < range.end;) {
+        const size_t n = run_of(r, range.end);
+        write_run(l, layer, r, n);
+        r += n;
       }
     });
   }
+  void write_run(const LayerWeights& l, size_t layer, size_t first, size_t num) const {
+    const size_t heads = l.num_heads, kv_heads = l.num_kv_heads, p = l.head_dim, pp = l.pp(), group = heads / kv_heads;
+    const size_t position = size_t(s.position.get()[first]), block_size = cache.block_size();
+    const uint16_t* qkv = s.qkv.get() + first * s.qkv_ld;
+    float head[kMaxHeadDim], keys[16 * kMaxHeadDim];
+    auto norm_and_turn = [&](const uint16_t* from, const float* weight, size_t at, float* x) {
+      k.from_bf16(from, p, x);
+      if (weight) k.rms_norm(x, weight, model.norm_eps, p, x);
+      k.rope(x, l.rope_cos + at * (p / 2), l.rope_sin + at * (p / 2), p);
+    };
+    for (size_t h = 0; h < heads; ++h)
+      for (size_t t = 0; t < num; ++t) {
+        norm_and_turn(qkv + t * s.qkv_ld + h * p, l.q_norm, position + t, head);
+        k.to_bf16(head, p, pp, s.q.get() + ((h / group) * num_tokens * group + (first + t) * group + h % group) * pp);
+      }
+    const int32_t* table = in.block_tables + size_t(s.seq.get()[first]) * in.table_width;
+    for (size_t h = 0; h < kv_heads; ++h) {
+      for (size_t t = 0; t < num; ++t)
+        norm_and_turn(qkv + t * s.qkv_ld + (heads + h) * p, l.k_norm, position + t, keys + t * kMaxHeadDim);
+      const KvView view = cache.view(layer, h);
+      uint8_t* block = view.base + size_t(table[position / block_size]) * view.block_stride;
+      k.write_kv({block, block_size, p, pp, position % block_size, num, view.int8, keys, kMaxHeadDim,
+                  qkv + (heads + kv_heads + h) * p, s.qkv_ld});
+    }
+  }
 
-  // Attention of up to 16 (token, head of the group) rows of one sequence and one key/value head, into s.attn.
+  // Attention of up to kQueryTile (token, head of the group) rows of one sequence and one key/value head, into s.attn.
   void attend_tile(const LayerWeights& l, size_t layer, size_t seq, size_t kv_head, size_t first, int t) const {
     const size_t group = l.num_heads / l.num_kv_heads, pp = l.pp(), p = l.head_dim;
     const size_t begin = size_t(in.seq_starts[seq]) * group, end = size_t(in.seq_starts[seq + 1]) * group;
@@ -251,8 +303,8 @@ struct Step {
     int32_t position[kQueryTile];
     for (size_t r = 0; r < rows; ++r) position[r] = s.position.get()[(row0 + r) / group];
     float* out = s.partial.get() + size_t(t) * s.partial_floats;
-    float *row_max = out + kQueryTile * pp, *row_sum = row_max + 16;
-    float *out2 = row_sum + 16, *max2 = out2 + kQueryTile * pp, *sum2 = max2 + 16;
+    float *row_max = out + kQueryTile * pp, *row_sum = row_max + kQueryTile;
+    float *out2 = row_sum + kQueryTile, *max2 = out2 + kQueryTile * pp, *sum2 = max2 + kQueryTile;
     const size_t num_keys = size_t(position[rows - 1]) + 1;
     AttendItem item{s.q.get() + (kv_head * num_tokens * group + row0) * pp,
                     rows,
@@ -317,12 +369,14 @@ struct Step {
 
   void layer(const LayerWeights& l, size_t index) const {
     float* x = s.x.get();
-    product(Operation::kQkv, l.qkv, prepare(x, s.x_ld, num_tokens, l.attn_norm, l.qkv), Epilogue::kStore, s.qkv.get(), s.qkv_ld);
+    product(Operation::kQkv, l.qkv, prepare_normed(x, s.x_ld, num_tokens, l.attn_norm, l.qkv),
+            {Epilogue::kStoreBf16, s.qkv.get(), s.qkv_ld});
     timed(Operation::kKv, [&] { write_kv(l, index); });
     timed(Operation::kAttention, [&] { attention(l, index); });
-    product(Operation::kO, l.o, prepare(s.attn.get(), s.attn_ld, num_tokens, nullptr, l.o), Epilogue::kAdd, x, s.x_ld);
-    product(Operation::kGateUp, l.gate_up, prepare(x, s.x_ld, num_tokens, l.mlp_norm, l.gate_up), Epilogue::kSiluMul, s.act.get(), s.act_ld);
-    product(Operation::kDown, l.down, prepare(s.act.get(), s.act_ld, num_tokens, nullptr, l.down), Epilogue::kAdd, x, s.x_ld);
+    product(Operation::kO, l.o, prepare_bf16(s.attn.get(), s.attn_ld, l.o), {Epilogue::kAdd, x, s.x_ld});
+    product(Operation::kGateUp, l.gate_up, prepare_normed(x, s.x_ld, num_tokens, l.mlp_norm, l.gate_up),
+            {Epilogue::kSiluMul, s.act.get(), s.act_ld});
+    product(Operation::kDown, l.down, prepare_bf16(s.act.get(), s.act_ld, l.down), {Epilogue::kAdd, x, s.x_ld});
   }
 
   // Calls f(i, thread, logits of rows[i]) for every asked row, a bounded number of logits at a time.
@@ -333,8 +387,8 @@ struct Step {
       const size_t n = std::min(kHeadRows, count - begin);
       for (size_t i = 0; i < n; ++i)
         std::memcpy(s.head_x.get() + i * model.dim, s.x.get() + size_t(rows[begin + i]) * s.x_ld, model.dim * 4);
-      product(Operation::kHead, model.head, prepare(s.head_x.get(), model.dim, n, model.final_norm, model.head), Epilogue::kStore,
-              s.logits.get(), ld);
+      product(Operation::kHead, model.head, prepare_normed(s.head_x.get(), model.dim, n, model.final_norm, model.head),
+              {Epilogue::kStore, s.logits.get(), ld});
       timed(Operation::kSample, [&] { for_rows(n, 1, [&](size_t i, int t) { f(begin + i, t, s.logits.get() + i * ld); }); });
     }
   }

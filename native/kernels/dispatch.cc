@@ -61,10 +61,10 @@ bool self_test(const Kernels& candidate, bool amx) {
     }
     for (size_t num : {size_t(1), size_t(7), rows}) {
       const Rows in{num, k, x, row_scales};
-      base.linear[kind](w, in, 0, 2, Epilogue::kStore, want, 32, scratch);
+      base.linear[kind](w, in, 0, 2, {Epilogue::kStore, want, 32}, scratch);
       std::memset(got, 0, sizeof got);
       if (amx) amx_tiles_begin();
-      candidate.linear[kind](w, in, 0, 2, Epilogue::kStore, got, 32, scratch);
+      candidate.linear[kind](w, in, 0, 2, {Epilogue::kStore, got, 32}, scratch);
       if (amx) amx_tiles_end();
       if (std::memcmp(want, got, num * 32 * sizeof(float)) != 0) return false;
     }
@@ -83,7 +83,7 @@ bool self_test_attention(const Kernels& candidate, bool amx) {
   for (auto& v : q) v = uint16_t(0x3e00 + random() % 256 + (random() % 2 << 15));
   for (auto& v : kv) v = uint16_t(0x3e00 + random() % 256 + (random() % 2 << 15));
   const int32_t position[rows] = {3, 40, 127, 128, 159}, table[blocks] = {4, 2, 0, 3, 1};
-  const KvView view{reinterpret_cast<const uint8_t*>(kv), 64 * pp * 2, 32, pp, false};
+  const KvView view{reinterpret_cast<uint8_t*>(kv), 64 * pp * 2, 32, pp, false};
   const AttendItem item{q, rows, position, table, view, 0.25f, 0, keys};
   baseline_table().attend(item, want, most[0], sum[0], scratch);
   if (amx) amx_tiles_begin();
@@ -134,7 +134,7 @@ bool cpu_has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!cpu_has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;  // amx-bf16, amx-tile, amx-int8
-  return (d & wanted) == wanted;
+  return (d & wanted) == wanted && __builtin_cpu_supports("avx512bf16");
 }
 
 bool amx_permitted() {

@@ -12,9 +12,9 @@ void amx_tiles_begin();
 void amx_tiles_end();
 
 namespace avx512 {  // few-row products that the amx tier uses as well
-void linear_i8(const Linear&, const Rows&, size_t, size_t, Epilogue, float*, size_t, uint8_t*);
-void linear_i4(const Linear&, const Rows&, size_t, size_t, Epilogue, float*, size_t, uint8_t*);
-void linear_bf16(const Linear&, const Rows&, size_t, size_t, Epilogue, float*, size_t, uint8_t*);
+void linear_i8(const Linear&, const Rows&, size_t, size_t, const Output&, uint8_t*);
+void linear_i4(const Linear&, const Rows&, size_t, size_t, const Output&, uint8_t*);
+void linear_bf16(const Linear&, const Rows&, size_t, size_t, const Output&, uint8_t*);
 }  // namespace avx512
 
 }  // namespace trivet

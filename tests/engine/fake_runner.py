@@ -49,7 +49,10 @@ class Cost:
 
 @dataclass
 class FakeRunner:
-    """See above. `batches` keeps the last ones; `fail_next` is raised by `submit`, `fail_computing` by the `collect` that follows, `damage` makes these batch rows not finite."""
+    """See above. `batches` keeps the last ones; `damage` makes these batch rows not finite.
+
+    `fail_next` is raised by `submit`, `fail_computing` by the `collect` of the step that is submitted next.
+    """
 
     num_blocks: int = 64
     block_size: int = 32

@@ -142,7 +142,11 @@ def test_a_context_over_the_segments_of_attention(kv: str, tmp_path: Path) -> No
     got = logits_of(runner, ids, [512])
     want = Twin(loaded.packed, kv).logits(ids)
     errors = np.linalg.norm(got - want, axis=1) / np.linalg.norm(want, axis=1)
-    assert np.median(errors[:1024]) <= 5e-4 and np.median(errors[1024:]) <= 5e-4, errors
+    # A float32 sum of K = 64 terms is off by about 4e-6, and bf16 steps are 2^-8 apart, so one value in a thousand
+    # that is kept between products is rounded the other way; a row has some hundreds of them. One such value of 128
+    # moves its vector by 2^-8 / sqrt(128) = 3.5e-4. Codes of int8 keys flip as often. Twice what both make together:
+    limit = 1e-3 if kv == "int8" else 5e-4
+    assert np.median(errors[:1024]) <= limit and np.median(errors[1024:]) <= limit, errors
     assert errors.max() <= 1e-2
     before = _core.isa()
     try:

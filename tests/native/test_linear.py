@@ -112,8 +112,20 @@ def test_gate_and_up_panels_make_silu_mul(isa: str, kind: str) -> None:
         plain = case.run(rows).astype(np.float64).reshape(rows, 3, 2, 16)
         gate, up = plain[:, :, 0], plain[:, :, 1]
         want = (gate / (1 + np.exp(-gate)) * up).reshape(rows, 48)
-        got = case.run(rows, "silu_mul", out=np.full((rows, 48), np.nan, np.float32))
-        assert np.all(np.abs(got - want) <= 1e-6 * np.abs(want) + 1e-30)
+        got = from_bf16(case.run(rows, "silu_mul", out=np.zeros((rows, 48), np.uint16)))
+        assert np.all(np.abs(got - want) <= (2**-8 + 1e-6) * np.abs(want) + 1e-30)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
+@pytest.mark.parametrize("n,k", SHAPES)
+def test_what_is_stored_as_bf16_is_the_product_rounded(isa: str, kind: str, n: int, k: int) -> None:
+    for rows in (1, 5, 16, 33, 100):
+        case = Case(kind, n, k, rows)
+        out = np.zeros((rows, n + 32), np.uint16)
+        case.run(rows, "store_bf16", np.linspace(-2, 2, n).astype(np.float32), out)
+        plain = case.run(rows, bias=np.linspace(-2, 2, n).astype(np.float32))
+        assert out[:, :n].tobytes() == bf16(plain).tobytes()
+        assert not out[:, n:].any(), "columns past N were written"
 
 
 def test_int4_extremes_are_exact(isa: str) -> None:

@@ -32,31 +32,43 @@ struct Rows {
   size_t kp = 0;
   const void* data = nullptr;
   const float* scales = nullptr;
+  Rows part(size_t begin, size_t end, LinearKind kind) const {
+    const uint8_t* bytes = static_cast<const uint8_t*>(data) + begin * kp * (kind == LinearKind::kBF16 ? 2 : 1);
+    return {end - begin, kp, bytes, scales + begin};
+  }
 };
 
 enum class Epilogue : int {
-  kStore,    // out = y
-  kAdd,      // out += y
-  kSiluMul,  // panels alternate gate and up: out[t, 16 j + c] = silu(gate) * up, for panel pairs j
+  kStore,      // f32 out = y
+  kAdd,        // f32 out += y
+  kStoreBf16,  // bf16 out = y
+  kSiluMul,    // panels alternate gate and up: bf16 out[t, 16 j + c] = silu(gate) * up, for panel pairs j
+};
+
+// Where a product goes: column n of row t stands at data[t * ld + n] (kSiluMul: n / 2 rounded to panels).
+struct Output {
+  Epilogue epilogue;
+  void* data;
+  size_t ld;
+  bool is_bf16() const { return epilogue == Epilogue::kStoreBf16 || epilogue == Epilogue::kSiluMul; }
+  Output from_row(size_t t) const { return {epilogue, static_cast<uint8_t*>(data) + t * ld * (is_bf16() ? 2 : 4), ld}; }
 };
 
 // Computes panels [begin, end) of 16 outputs each. kSiluMul needs an even `begin` and `end`.
-//   out      f32 [T, ld]; column n of the output stands at out[t * ld + n] (kSiluMul: n / 2 rounded to panels)
 //   scratch  64-byte aligned, linear_scratch_bytes(kp) for this thread alone
 // int8, int4: y = (float(acc) * scales[n]) * x.scales[t] + bias[n] with one exact int32 acc over all of K.
 // bf16: for each 32 k, even and odd k are summed apart in order (f32), added, and that is added to the sum so far: what
-// the tile instruction tdpbf16ps does.
-using LinearFn = void (*)(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out,
-                          size_t ld, uint8_t* scratch);
+// the tile instruction tdpbf16ps does. What is stored as bf16 is rounded half to even.
+using LinearFn = void (*)(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch);
 constexpr size_t linear_scratch_bytes(size_t kp) { return 64 * kp + 65536; }
 
-// One attention work item: up to 16 query rows of one sequence and one key/value head, against all their keys.
-constexpr size_t kQueryTile = 16;
+// One attention work item: up to kQueryTile query rows of one sequence and one key/value head, against all their keys.
+constexpr size_t kQueryTile = 32;
 constexpr size_t kKeyStep = 128;     // the online softmax moves in steps of this many keys, at fixed multiples of position
 constexpr size_t kKeySegment = 1024;  // partial results of a segment are merged in order
 
 struct KvView {  // one layer and one key/value head of the cache
-  const uint8_t* base;       // block 0
+  uint8_t* base;             // block 0
   size_t block_stride;       // bytes from one block to the next
   size_t block_size;         // tokens, a multiple of 32
   size_t pp;                 // padded head width
@@ -69,8 +81,8 @@ inline size_t kv_head_bytes(size_t block_size, size_t pp, bool int8) {
 }
 
 struct AttendItem {
-  const uint16_t* q;        // bf16 [16][Pp], rows past num_rows readable
-  size_t num_rows;          // 1..16
+  const uint16_t* q;        // bf16 [kQueryTile][Pp], rows past num_rows readable
+  size_t num_rows;          // 1..kQueryTile
   const int32_t* position;  // [num_rows]: row r sees keys 0..position[r]
   const int32_t* block_table;
   KvView kv;
@@ -86,6 +98,23 @@ constexpr size_t attend_scratch_bytes(size_t pp) { return (kQueryTile * kKeyStep
 using MergeFn = void (*)(size_t num_rows, size_t pp, float* out, float* row_max, float* row_sum, const float* out2,
                          const float* max2, const float* sum2);
 
+// Keys and values of up to 16 tokens in a row of one head, to the slots in_block.. of one block, all of one group of 16.
+// Values that are not finite are stored as 0 or the largest bf16: a block must never poison a sequence that reuses it.
+//   keys    f32 [num][ld], from the first token on
+//   values  bf16 [num][value_ld]
+// int8: one scale a token, absmax / 127.
+struct KvRows {
+  uint8_t* block;  // of this layer and head
+  size_t block_size, p, pp, in_block, num;
+  bool int8;
+  const float* keys;
+  size_t key_ld;
+  const uint16_t* values;
+  size_t value_ld;
+};
+using WriteKvFn = void (*)(const KvRows& rows);
+constexpr size_t kMaxHeadDim = 256;
+
 struct Kernels {
   const char* name;
   LinearFn linear[3];  // by LinearKind
@@ -95,12 +124,16 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, size_t dim, float* out);
   // Codes in -127..127 = round-half-even(x * (127 / absmax)), scale = absmax / 127; zeros from k to kp.
   void (*quantize)(const float* x, size_t k, size_t kp, int8_t* out, float* scale);
+  // The same from bf16.
+  void (*quantize_bf16)(const uint16_t* x, size_t k, size_t kp, int8_t* out, float* scale);
   // bf16, round half to even; zeros from k to kp. NaN stays NaN.
   void (*to_bf16)(const float* x, size_t k, size_t kp, uint16_t* out);
+  void (*from_bf16)(const uint16_t* x, size_t k, float* out);
   // In place on one head: (x1, x2) halves -> (x1 cos - x2 sin, x2 cos + x1 sin).
   void (*rope)(float* x, const float* cos, const float* sin, size_t head_dim);
-  // x[i] = x[i] / sum for the head's row, written as f32 [p].
-  void (*divide)(const float* x, float sum, size_t p, float* out);
+  // x[i] / sum for the head's row, written as bf16 [p].
+  void (*divide)(const float* x, float sum, size_t p, uint16_t* out);
+  WriteKvFn write_kv;
 };
 
 const Kernels& kernels();                 // of the tier in use

@@ -12,8 +12,6 @@
 
 namespace trivet {
 
-constexpr size_t kMaxHeadDim = 256;
-
 // Between blocks, so that the same place of all blocks does not fall into the same cache sets.
 constexpr size_t kBlockPadBytes = 4160;
 
@@ -34,10 +32,6 @@ class KvCache {
   size_t block_bytes() const { return block_bytes_; }
   bool int8() const { return int8_; }
   KvView view(size_t layer, size_t head) const;
-
-  // Writes key and value (f32 [P]) of one head at a slot; int8: one scale each, absmax / 127. Values that are not finite
-  // are stored as 0 or the largest bf16: a block must never poison another sequence that reuses it.
-  void write(const Kernels& k, size_t layer, size_t head, int64_t slot, const float* key, const float* value) const;
 
  private:
   struct Layer {

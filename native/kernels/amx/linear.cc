@@ -57,9 +57,93 @@ void block_1x4(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_byte
   _tile_stored(3, c + 3072, 64);
 }
 
+// What follows the product of a block of 32 rows and 2 panels, a few rows at a time, so that it can be done while the
+// tile unit computes the next block: after the product it took a fifth of the time. The lines that the next block will
+// be written to are asked for here, since they lie row by row on other pages, where no hardware foresees them.
+template <bool kInt8, Epilogue kEpilogue>
+class Finisher {
+ public:
+  Finisher(const Linear& w, const Rows& x, const Output& out) : w_(w), x_(x), out_(out) {}
+
+  // Rows [row, row + 32) of panels `panel` and `panel + 1`, whose accumulators stand at c as block_2x2 stores them.
+  void begin(const uint8_t* c, size_t row, size_t panel) {
+    rest();
+    c_ = c;
+    row_ = row;
+    panel_ = panel;
+    next_ = 0;
+    num_ = x_.num - row < 32 ? x_.num - row : 32;
+    is_whole_ = w_.n >= 16 * panel + 32;
+    const bool is_last = row + 32 >= x_.num;
+    ahead_ = place(is_last ? 0 : row + 32, is_last ? panel + 2 : panel);
+    if (kInt8)
+      for (size_t p = 0; p < 2; ++p) scale_[p] = load(w_.scales + 16 * (panel + p));
+  }
+  [[gnu::always_inline]] inline void some(size_t count) {
+    for (size_t i = 0; i < count && next_ < num_; ++i, ++next_) one(next_);
+  }
+  void rest() { some(num_ - next_); }
+
+ private:
+  static constexpr size_t kItem = kEpilogue == Epilogue::kSiluMul || kEpilogue == Epilogue::kStoreBf16 ? 2 : 4;
+
+  uint8_t* place(size_t row, size_t panel) const {
+    const size_t column = kEpilogue == Epilogue::kSiluMul ? 8 * panel : 16 * panel;
+    return static_cast<uint8_t*>(out_.data) + (row * out_.ld + column) * kItem;
+  }
+  [[gnu::always_inline]] inline void one(size_t r) const {
+    Acc<kInt8> acc[2];
+    const uint8_t* c = c_ + 2048 * (r / 16) + 64 * (r % 16);
+    __builtin_memcpy(&acc[0], c, 64);
+    __builtin_memcpy(&acc[1], c + 1024, 64);
+    const uint8_t* ahead = ahead_ + r * out_.ld * kItem;
+    __builtin_prefetch(ahead, 1);
+    if (kItem == 4) __builtin_prefetch(ahead + 64, 1);
+    if (!is_whole_ || w_.bias) return with_care(r, acc);
+    vf y[2];
+    for (size_t p = 0; p < 2; ++p) {
+      if constexpr (kInt8)
+        y[p] = (to_float(acc[p]) * scale_[p]) * x_.scales[row_ + r];
+      else
+        y[p] = acc[p];
+    }
+    uint8_t* to = place(row_ + r, panel_);
+    if constexpr (kEpilogue == Epilogue::kSiluMul) {
+      store_bf16_quick(reinterpret_cast<uint16_t*>(to), silu(y[0]) * y[1]);
+    } else if constexpr (kEpilogue == Epilogue::kStoreBf16) {
+      store_bf16_quick(reinterpret_cast<uint16_t*>(to), y[0]);
+      store_bf16_quick(reinterpret_cast<uint16_t*>(to) + 16, y[1]);
+    } else {
+      float* o = reinterpret_cast<float*>(to);
+      for (size_t p = 0; p < 2; ++p) store(o + 16 * p, kEpilogue == Epilogue::kAdd ? load(o + 16 * p) + y[p] : y[p]);
+    }
+  }
+  void with_care(size_t r, const Acc<kInt8> (&acc)[2]) const {
+    if constexpr (kEpilogue == Epilogue::kSiluMul)
+      finish_gate_up(w_, x_, panel_, row_ + r, acc[0], acc[1], out_);
+    else
+      for (size_t p = 0; p < 2; ++p) finish(w_, x_, panel_ + p, row_ + r, acc[p], out_);
+  }
+
+  const Linear& w_;
+  const Rows& x_;
+  const Output& out_;
+  const uint8_t *c_ = nullptr, *ahead_ = nullptr;
+  size_t row_ = 0, panel_ = 0, next_ = 0, num_ = 0;
+  bool is_whole_ = false;
+  vf scale_[2];
+};
+
+// Lines that will be wanted later, a few at each step of a product that computes from cache.
+struct Ahead {
+  const uint8_t* at;
+  size_t lines;  // a step
+};
+
 // Rows [row, row + 32) against 2 panels; accumulator 2 i + j is row tile i, panel j. kCold: the weights come from memory.
-template <bool kInt8, bool kCold>
-void block_2x2(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_bytes, size_t chunks, uint8_t* c) {
+template <bool kInt8, bool kCold, class F>
+void block_2x2(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_bytes, size_t chunks, uint8_t* c, F& finisher,
+               size_t rows_a_step, Ahead& ahead) {
   const uint8_t* a1 = a + 16 * lda;
   const uint8_t* b1 = b + panel_bytes;
   _tile_zero(0);
@@ -70,12 +154,15 @@ void block_2x2(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_byte
     if (kCold) {
       prefetch_tile(b + kAhead);
       prefetch_tile(b1 + kAhead);
+    } else {
+      for (size_t j = 0; j < ahead.lines; ++j, ahead.at += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead.at), _MM_HINT_T1);
     }
     _tile_loadd(4, a, lda);
     _tile_loadd(6, b, 64);
     TRIVET_DOT(0, 4, 6);
     _tile_loadd(7, b1, 64);
     TRIVET_DOT(1, 4, 7);
+    finisher.some(rows_a_step);
     _tile_loadd(5, a1, lda);
     TRIVET_DOT(2, 5, 6);
     TRIVET_DOT(3, 5, 7);
@@ -100,15 +187,15 @@ void block_1x1(const uint8_t* a, size_t lda, const uint8_t* b, size_t chunks, ui
 
 template <bool kInt8>
 TRIVET_INLINE void finish_rows(const Linear& w, const Rows& x, size_t row, size_t panel, const uint8_t* c, size_t panels,
-                               Epilogue epilogue, float* out, size_t ld) {
+                               const Output& out) {
   const size_t rows = x.num - row < 16 ? x.num - row : 16;
   Acc<kInt8> acc[4];
   for (size_t r = 0; r < rows; ++r) {
     for (size_t p = 0; p < panels; ++p) __builtin_memcpy(&acc[p], c + 1024 * p + 64 * r, 64);
-    if (epilogue == Epilogue::kSiluMul)
-      for (size_t p = 0; p < panels; p += 2) finish_gate_up(w, x, panel + p, row + r, acc[p], acc[p + 1], out, ld);
+    if (out.epilogue == Epilogue::kSiluMul)
+      for (size_t p = 0; p < panels; p += 2) finish_gate_up(w, x, panel + p, row + r, acc[p], acc[p + 1], out);
     else
-      for (size_t p = 0; p < panels; ++p) finish(w, x, panel + p, row + r, acc[p], epilogue, out, ld);
+      for (size_t p = 0; p < panels; ++p) finish(w, x, panel + p, row + r, acc[p], out);
   }
 }
 
@@ -141,41 +228,78 @@ void unpack_i4(const Linear& w, size_t panel, size_t panels, uint8_t* out) {
   }
 }
 
+// More than 16 rows: two panels at a time against all rows, and a last odd panel.
+template <bool kInt8, bool kUnpack, Epilogue kEpilogue>
+void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  const size_t row_bytes = w.kp * (kInt8 ? 1 : 2), chunks = row_bytes / 64, panel_bytes = 16 * row_bytes;
+  const size_t blocks = (x.num + 31) / 32, rows_a_step = (32 + chunks - 1) / chunks;
+  // The next two panels come into L2 while these are used; a single block of rows has no time for that.
+  const size_t warm_steps = chunks * (blocks - 1), lines = w.panel_bytes() / 32;
+  const size_t lines_a_step = blocks > 1 ? (lines + warm_steps - 1) / warm_steps : 0;
+  const uint8_t* a = static_cast<const uint8_t*>(x.data);
+  uint8_t *c = scratch, *unpacked = scratch + 8192;
+  Finisher<kInt8, kEpilogue> finisher(w, x, out);
+  size_t p = begin, num_done = 0;
+  for (; p + 2 <= end; p += 2) {
+    const uint8_t* b = w.codes + p * panel_bytes;
+    if (kUnpack) {
+      unpack_i4(w, p, 2, unpacked);
+      b = unpacked;
+    }
+    Ahead ahead{w.codes + (p + 2) * w.panel_bytes(), lines_a_step};
+    for (size_t row = 0; row < x.num; row += 32, ++num_done) {
+      const uint8_t* rows = a + row * row_bytes;
+      uint8_t* sums = c + num_done % 2 * 4096;
+      if (row == 0 && !kUnpack)
+        block_2x2<kInt8, true>(rows, row_bytes, b, panel_bytes, chunks, sums, finisher, rows_a_step, ahead);
+      else
+        block_2x2<kInt8, false>(rows, row_bytes, b, panel_bytes, chunks, sums, finisher, rows_a_step, ahead);
+      finisher.begin(sums, row, p);
+    }
+  }
+  finisher.rest();
+  if (p == end) return;
+  const uint8_t* b = w.codes + p * panel_bytes;
+  if (kUnpack) {
+    unpack_i4(w, p, 1, unpacked);
+    b = unpacked;
+  }
+  for (size_t row = 0; row < x.num; row += 16) {
+    block_1x1<kInt8>(a + row * row_bytes, row_bytes, b, chunks, c);
+    finish_rows<kInt8>(w, x, row, p, c, 1, out);
+  }
+}
+
+// Up to 16 rows: four panels at a time, since weights come from memory and each is used once; then one at a time.
 template <bool kInt8, bool kUnpack>
-void tiles(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
-           uint8_t* scratch) {
+void one_tile_of_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
   const size_t row_bytes = w.kp * (kInt8 ? 1 : 2), chunks = row_bytes / 64, panel_bytes = 16 * row_bytes;
   const uint8_t* a = static_cast<const uint8_t*>(x.data);
-  uint8_t* c = scratch;
-  uint8_t* unpacked = scratch + 4096;
+  uint8_t *c = scratch, *unpacked = scratch + 8192;
   for (size_t p = begin; p < end;) {
-    const size_t most = x.num <= 16 ? 4 : 2, panels = end - p >= most ? most : end - p >= 2 ? 2 : 1;
+    const size_t panels = end - p >= 4 ? 4 : end - p >= 2 ? 2 : 1;
     const uint8_t* b = w.codes + p * panel_bytes;
     if (kUnpack) {
       unpack_i4(w, p, panels, unpacked);
       b = unpacked;
     }
-    for (size_t row = 0; row < x.num;) {
-      const uint8_t* rows = a + row * row_bytes;
-      if (panels == 4) {
-        block_1x4<kInt8>(rows, row_bytes, b, panel_bytes, chunks, c);
-        finish_rows<kInt8>(w, x, row, p, c, 4, epilogue, out, ld);
-        row += 16;
-      } else if (panels == 2) {
-        if (row == 0 && !kUnpack)
-          block_2x2<kInt8, true>(rows, row_bytes, b, panel_bytes, chunks, c);
-        else
-          block_2x2<kInt8, false>(rows, row_bytes, b, panel_bytes, chunks, c);
-        finish_rows<kInt8>(w, x, row, p, c, 2, epilogue, out, ld);
-        if (row + 16 < x.num) finish_rows<kInt8>(w, x, row + 16, p, c + 2048, 2, epilogue, out, ld);
-        row += 32;
-      } else {
-        block_1x1<kInt8>(rows, row_bytes, b, chunks, c);
-        finish_rows<kInt8>(w, x, row, p, c, 1, epilogue, out, ld);
-        row += 16;
-      }
-    }
+    if (panels == 4)
+      block_1x4<kInt8>(a, row_bytes, b, panel_bytes, chunks, c);
+    else
+      for (size_t i = 0; i < panels; ++i) block_1x1<kInt8>(a, row_bytes, b + i * panel_bytes, chunks, c + 1024 * i);
+    finish_rows<kInt8>(w, x, 0, p, c, panels, out);
     p += panels;
+  }
+}
+
+template <bool kInt8, bool kUnpack>
+void tiles(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  if (x.num <= 16) return one_tile_of_rows<kInt8, kUnpack>(w, x, begin, end, out, scratch);
+  switch (out.epilogue) {
+    case Epilogue::kStore: return many_rows<kInt8, kUnpack, Epilogue::kStore>(w, x, begin, end, out, scratch);
+    case Epilogue::kAdd: return many_rows<kInt8, kUnpack, Epilogue::kAdd>(w, x, begin, end, out, scratch);
+    case Epilogue::kStoreBf16: return many_rows<kInt8, kUnpack, Epilogue::kStoreBf16>(w, x, begin, end, out, scratch);
+    case Epilogue::kSiluMul: return many_rows<kInt8, kUnpack, Epilogue::kSiluMul>(w, x, begin, end, out, scratch);
   }
 }
 
@@ -186,17 +310,14 @@ namespace amx {
 // Below these many rows the few-row kernels of avx512 are quicker (docs/lab.md); the bits are the same.
 constexpr size_t kFewInt8 = 4, kFewInt4 = 4, kFewBf16 = 2;
 
-void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
-               uint8_t* scratch) {
-  (x.num <= kFewInt8 ? avx512::linear_i8 : tiles<true, false>)(w, x, begin, end, epilogue, out, ld, scratch);
+void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  (x.num <= kFewInt8 ? avx512::linear_i8 : tiles<true, false>)(w, x, begin, end, out, scratch);
 }
-void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
-               uint8_t* scratch) {
-  (x.num <= kFewInt4 ? avx512::linear_i4 : tiles<true, true>)(w, x, begin, end, epilogue, out, ld, scratch);
+void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  (x.num <= kFewInt4 ? avx512::linear_i4 : tiles<true, true>)(w, x, begin, end, out, scratch);
 }
-void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
-                 uint8_t* scratch) {
-  (x.num <= kFewBf16 ? avx512::linear_bf16 : tiles<false, false>)(w, x, begin, end, epilogue, out, ld, scratch);
+void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  (x.num <= kFewBf16 ? avx512::linear_bf16 : tiles<false, false>)(w, x, begin, end, out, scratch);
 }
 
 }  // namespace amx

@@ -8,36 +8,43 @@
 namespace trivet {
 namespace {
 
-struct Tier {
-  static void scores(size_t, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
-    const size_t chunks = pp / 32;
-    for (size_t g = 0; g < groups; g += 2) {  // groups is even
-      _tile_zero(0);
-      _tile_zero(1);
-      for (size_t i = 0; i < chunks; ++i) {
-        _tile_loadd(4, q + 32 * i, 2 * pp);
-        _tile_loadd(6, keys[g] + 512 * i, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, keys[g + 1] + 512 * i, 64);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      _tile_stored(0, s + 16 * g, 4 * kKeyStep);
-      _tile_stored(1, s + 16 * g + 16, 4 * kKeyStep);
+// c[r, 0..31] = sum over i < num of a[r, 32 i ..] . (b0[i], b1[i]) for 16 rows, or for 32 that share each tile of b: keys
+// and values come from L2, which cannot feed the tile unit when each tile of them is used once.
+template <bool kTwo, class B>
+TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_t ldb, float* c, size_t ldc) {
+  _tile_zero(0);
+  _tile_zero(1);
+  if (kTwo) _tile_zero(2);
+  if (kTwo) _tile_zero(3);
+  for (size_t i = 0; i < num; ++i) {
+    _tile_loadd(4, a + 32 * i, 2 * lda);
+    _tile_loadd(6, b(i, 0), ldb);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, b(i, 1), ldb);
+    _tile_dpbf16ps(1, 4, 7);
+    if (kTwo) {
+      _tile_loadd(5, a + 16 * lda + 32 * i, 2 * lda);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
   }
-  static void values(size_t, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
+  _tile_stored(0, c, 4 * ldc);
+  _tile_stored(1, c + 16, 4 * ldc);
+  if (kTwo) _tile_stored(2, c + 16 * ldc, 4 * ldc);
+  if (kTwo) _tile_stored(3, c + 16 * ldc + 16, 4 * ldc);
+}
+
+struct Tier {
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
+    for (size_t g = 0; g < groups; g += 2) {  // groups is even
+      auto key = [&](size_t i, size_t j) { return keys[g + j] + 512 * i; };
+      (rows > 16 ? chain<true, decltype(key)&> : chain<false, decltype(key)&>)(q, pp, key, pp / 32, 64, s + 16 * g, kKeyStep);
+    }
+  }
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
     for (size_t p = 0; p < pp; p += 32) {  // Pp is a multiple of 32
-      _tile_zero(0);
-      _tile_zero(1);
-      for (size_t i = 0; i < runs; ++i) {
-        _tile_loadd(4, w + 32 * i, 2 * kKeyStep);
-        _tile_loadd(6, vals[i] + 2 * p, 4 * pp);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, vals[i] + 2 * p + 32, 4 * pp);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      _tile_stored(0, o + p, 4 * pp);
-      _tile_stored(1, o + p + 16, 4 * pp);
+      auto value = [&](size_t i, size_t j) { return vals[i] + 2 * p + 32 * j; };
+      (rows > 16 ? chain<true, decltype(value)&> : chain<false, decltype(value)&>)(w, kKeyStep, value, runs, 4 * pp, o + p, pp);
     }
   }
 };

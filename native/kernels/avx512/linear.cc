@@ -28,7 +28,7 @@ TRIVET_INLINE __m512i dpbusd(__m512i acc, __m512i u, __m512i s) {
 // Acc: vi or vf, what the registers of `sums` hold.
 template <class Acc, int R, int P, class Register>
 TRIVET_INLINE void finish_block(const Linear& w, const Rows& x, size_t row, size_t panel, const Register (&sums)[R][P],
-                                Epilogue epilogue, float* out, size_t ld) {
+                                const Output& out) {
   Acc acc[R][P];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
@@ -37,18 +37,18 @@ TRIVET_INLINE void finish_block(const Linear& w, const Rows& x, size_t row, size
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     if constexpr (P % 2 == 0)
-      if (epilogue == Epilogue::kSiluMul) {
+      if (out.epilogue == Epilogue::kSiluMul) {
 #pragma GCC unroll 4
-        for (int p = 0; p < P; p += 2) finish_gate_up(w, x, panel + p, row + r, acc[r][p], acc[r][p + 1], out, ld);
+        for (int p = 0; p < P; p += 2) finish_gate_up(w, x, panel + p, row + r, acc[r][p], acc[r][p + 1], out);
         continue;
       }
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) finish(w, x, panel + p, row + r, acc[r][p], epilogue, out, ld);
+    for (int p = 0; p < P; ++p) finish(w, x, panel + p, row + r, acc[r][p], out);
   }
 }
 
 template <int R, int P>
-void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue epilogue, float* out, size_t ld) {
+void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   __m512i acc[R][P];
   const int8_t* codes[P];
 #pragma GCC unroll 4
@@ -73,11 +73,11 @@ void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue
       for (int p = 0; p < P; ++p) acc[r][p] = dpbusd(acc[r][p], u, v[p]);
     }
   }
-  finish_block<vi>(w, x, row, panel, acc, epilogue, out, ld);
+  finish_block<vi>(w, x, row, panel, acc, out);
 }
 
 template <int R, int P>
-void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue epilogue, float* out, size_t ld) {
+void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   __m512i acc[R][P];
   const uint8_t* codes[P];
   const uint8_t* multipliers[P];
@@ -129,11 +129,11 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue
                                                                  _mm512_mullo_epi32(hi[r][p], mh)));
     }
   }
-  finish_block<vi>(w, x, row, panel, acc, epilogue, out, ld);
+  finish_block<vi>(w, x, row, panel, acc, out);
 }
 
 template <int R, int P>
-void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, Epilogue epilogue, float* out, size_t ld) {
+void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   __m512 acc[R][P];
   const uint16_t* codes[P];
 #pragma GCC unroll 4
@@ -176,21 +176,20 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, Epilog
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) acc[r][p] = _mm512_add_ps(acc[r][p], _mm512_add_ps(even[r][p], odd[r][p]));
   }
-  finish_block<vf>(w, x, row, panel, acc, epilogue, out, ld);
+  finish_block<vf>(w, x, row, panel, acc, out);
 }
 
-using Block = void (*)(const Linear&, const Rows&, size_t, size_t, Epilogue, float*, size_t);
+using Block = void (*)(const Linear&, const Rows&, size_t, size_t, const Output&);
 
 // Panels in runs of 4, then 2, then 1; rows in runs of up to 4 inside each, so that a run's weights are read once from
 // memory and again from cache.
-void blocks(const Block (&table)[4][3], const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue,
-            float* out, size_t ld) {
+void blocks(const Block (&table)[4][3], const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out) {
   for (size_t p = begin; p < end;) {
     const size_t left = end - p;
     const int width = left >= 4 ? 2 : left >= 2 ? 1 : 0;
     for (size_t r = 0; r < x.num;) {
       const size_t rows = x.num - r < 4 ? x.num - r : 4;
-      table[rows - 1][width](w, x, r, p, epilogue, out, ld);
+      table[rows - 1][width](w, x, r, p, out);
       r += rows;
     }
     p += size_t(1) << width;
@@ -201,22 +200,19 @@ void blocks(const Block (&table)[4][3], const Linear& w, const Rows& x, size_t b
 
 }  // namespace
 
-void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
-               uint8_t*) {
+void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
   static constexpr Block table[4][3] = TRIVET_BLOCKS(block_i8);
-  blocks(table, w, x, begin, end, epilogue, out, ld);
+  blocks(table, w, x, begin, end, out);
 }
 
-void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
-               uint8_t*) {
+void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
   static constexpr Block table[4][3] = TRIVET_BLOCKS(block_i4);
-  blocks(table, w, x, begin, end, epilogue, out, ld);
+  blocks(table, w, x, begin, end, out);
 }
 
-void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, Epilogue epilogue, float* out, size_t ld,
-                 uint8_t*) {
+void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
   static constexpr Block table[4][3] = TRIVET_BLOCKS(block_bf16);
-  blocks(table, w, x, begin, end, epilogue, out, ld);
+  blocks(table, w, x, begin, end, out);
 }
 
 }  // namespace trivet::avx512

@@ -1,11 +1,12 @@
 // Attention of one work item, written once; a tier supplies the product of bf16 tiles.
 //
 // For each step of kKeyStep keys at fixed multiples of position (rows r, keys j, widths p):
-//   s[r, j] = scale * (q[r] . k[j])         bf16 products in the order of tdpbf16ps; int8 keys: times their key's scale
+//   s[r, j] = q[r] . k[j]                   bf16 products in the order of tdpbf16ps; int8 keys: times their key's scale
 //   keys past position[r]: s = -inf
-//   m' = max(m, max_j s); a = e^(m - m'); w[r, j] = e^(s[r, j] - m')
+//   m' = max(m, max_j s); a = 2^((m - m') c); w[r, j] = 2^((s[r, j] - m') c), where c = scale * log2(e)
 //   l = l * a + sum_j w[r, j]               16 lanes, in order of j, then one tree
 //   o[r] = o[r] * a + w[r] . v              w rounded to bf16 (int8 values: after the factor of the key's value scale)
+// What is given back as a maximum is m c, so that partials merge without the scale.
 // A step that a row does not see at all leaves it as it was, bit for bit (a = 1, w = 0), so a row's result depends
 // on its own position alone and not on the rows beside it.
 #pragma once
@@ -52,16 +53,17 @@ struct TileProducts {
 //   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s);
 //     s[r * kKeyStep + 16 g + c] = q[r] . keys[g][:, c], keys[g] is bf16 [Pp/2][16][2]; at least `rows` rows
 //   static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o);
-//     o[r * pp + p] = sum over runs of 32 keys, vals[i] is bf16 [16][Pp][2]; w is [16][kKeyStep]
+//     o[r * pp + p] = sum over runs of 32 keys, vals[i] is bf16 [16][Pp][2]; w is [kQueryTile][kKeyStep]
 template <class Tier>
 void attend_item(const AttendItem& it, float* out, float* row_max, float* row_sum, uint8_t* scratch) {
   const KvView& kv = it.kv;
   const size_t pp = kv.pp, rows = it.num_rows;
-  float* s = reinterpret_cast<float*>(scratch);                                     // [16][kKeyStep]
-  uint16_t* w = reinterpret_cast<uint16_t*>(scratch + kQueryTile * kKeyStep * 4);   // [16][kKeyStep]
-  float* o = reinterpret_cast<float*>(scratch + kQueryTile * kKeyStep * 6);         // [16][Pp]
+  float* s = reinterpret_cast<float*>(scratch);                                     // [kQueryTile][kKeyStep]
+  uint16_t* w = reinterpret_cast<uint16_t*>(scratch + kQueryTile * kKeyStep * 4);   // [kQueryTile][kKeyStep]
+  float* o = reinterpret_cast<float*>(scratch + kQueryTile * kKeyStep * 6);         // [kQueryTile][Pp]
   uint16_t* wide_k = reinterpret_cast<uint16_t*>(o + kQueryTile * pp);              // [kKeyStep * Pp] int8 only
   uint16_t* wide_v = wide_k + kKeyStep * pp;
+  const float c = it.scale * kLog2E;
   float key_scale[kKeyStep], value_scale[kKeyStep];
   const uint16_t* keys[kKeyStep / 16];
   const uint16_t* values[kKeyStep / 32];
@@ -104,14 +106,13 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
       float* row = s + r * kKeyStep;
       vf m = splat(-__builtin_inff());
       for (size_t j = 0; j < 32 * runs; j += 16) {
-        vf v = load(row + j) * it.scale;
-        if (kv.int8) v = v * load(key_scale + j);
+        vf v = load(row + j);
+        if (kv.int8) store(row + j, v = v * load(key_scale + j));
         if (int64_t(j) + 16 > visible) {
           const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
           const int64_t left = visible - int64_t(j);
-          v = lane < int32_t(left < 0 ? 0 : left) ? v : splat(-__builtin_inff());
+          store(row + j, v = lane < int32_t(left < 0 ? 0 : left) ? v : splat(-__builtin_inff()));
         }
-        store(row + j, v);
         m = max(m, v);
       }
       const float step_max = max_lane(m);
@@ -121,10 +122,10 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
         for (size_t j = 0; j < 32 * runs; j += 16) std::memset(wr + j, 0, 32);
         continue;
       }
-      const float a = old_max == new_max ? 1.0f : exp_nonpositive(splat(old_max - new_max))[0];
+      const float a = old_max == new_max ? 1.0f : exp2(splat((old_max - new_max) * c))[0];
       vf total{};
       for (size_t j = 0; j < 32 * runs; j += 16) {
-        vf e = exp_nonpositive(load(row + j) - new_max);
+        vf e = exp2((load(row + j) - new_max) * c);
         total = total + e;
         if (kv.int8) e = e * load(value_scale + j);
         store_bf16_quick(wr + j, e);
@@ -138,6 +139,7 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
     for (size_t r = 0; r < rows; ++r)
       for (size_t p = 0; p < pp; p += 16) store(out + r * pp + p, load(out + r * pp + p) + load(o + r * pp + p));
   }
+  for (size_t r = 0; r < rows; ++r) row_max[r] = row_max[r] * c;
 }
 
 // After the merge rule of attention partials: both sides scaled to the larger maximum, then added.
@@ -146,8 +148,8 @@ void merge_partials(size_t num_rows, size_t pp, float* out, float* row_max, floa
   for (size_t r = 0; r < num_rows; ++r) {
     if (max2[r] == -__builtin_inff()) continue;
     const float m = row_max[r] > max2[r] ? row_max[r] : max2[r];
-    const float a = row_max[r] == m ? 1.0f : exp_nonpositive(splat(row_max[r] - m))[0];
-    const float b = max2[r] == m ? 1.0f : exp_nonpositive(splat(max2[r] - m))[0];
+    const float a = row_max[r] == m ? 1.0f : exp2(splat(row_max[r] - m))[0];
+    const float b = max2[r] == m ? 1.0f : exp2(splat(max2[r] - m))[0];
     row_max[r] = m;
     row_sum[r] = row_sum[r] * a + sum2[r] * b;
     for (size_t p = 0; p < pp; p += 16)

@@ -33,7 +33,8 @@ void rms_norm(const float* x, const float* weight, float eps, size_t dim, float*
   for (; i < dim; ++i) out[i] = (x[i] * inv) * weight[i];
 }
 
-void quantize(const float* x, size_t k, size_t kp, int8_t* out, float* scale) {
+template <class X>
+void quantize(const X* x, size_t k, size_t kp, int8_t* out, float* scale) {
   vf m{};
   size_t i = 0;
   for (; i + 16 <= k; i += 16) m = max(m, abs(load(x + i)));
@@ -56,6 +57,12 @@ void to_bf16(const float* x, size_t k, size_t kp, uint16_t* out) {
   for (; i < kp; ++i) out[i] = 0;
 }
 
+void from_bf16(const uint16_t* x, size_t k, float* out) {
+  size_t i = 0;
+  for (; i + 16 <= k; i += 16) store(out + i, load(x + i));
+  for (; i < k; ++i) out[i] = bf16_to_float(x[i]);
+}
+
 void rope(float* x, const float* cos, const float* sin, size_t head_dim) {
   const size_t half = head_dim / 2;
   size_t i = 0;
@@ -71,10 +78,13 @@ void rope(float* x, const float* cos, const float* sin, size_t head_dim) {
   }
 }
 
-void divide(const float* x, float sum, size_t p, float* out) {
+void divide(const float* x, float sum, size_t p, uint16_t* out) {
   size_t i = 0;
-  for (; i + 16 <= p; i += 16) store(out + i, load(x + i) / sum);
-  for (; i < p; ++i) out[i] = x[i] / sum;
+  for (; i + 16 <= p; i += 16) store_bf16(out + i, load(x + i) / sum);
+  if (i == p) return;
+  uint16_t last[16];
+  store_bf16(last, load_first(x + i, p - i) / sum);
+  std::memcpy(out + i, last, 2 * (p - i));
 }
 
 }  // namespace

@@ -22,16 +22,23 @@ TRIVET_INLINE vf silu(const vf& x) { return x / (1.0f + exp(-x)); }
 
 // Writes one row of one panel; columns past N are not written.
 template <class V>
-TRIVET_INLINE void finish(const Linear& w, const Rows& x, size_t panel, size_t row, const V& acc, Epilogue e, float* out,
-                          size_t ld) {
+TRIVET_INLINE void finish(const Linear& w, const Rows& x, size_t panel, size_t row, const V& acc, const Output& out) {
   vf y = with_bias(w, panel, scaled(w, x, panel, row, acc));
-  float* o = out + row * ld + 16 * panel;
-  const size_t left = w.n - 16 * panel;
+  const size_t left = w.n - 16 * panel, at = row * out.ld + 16 * panel;
+  if (out.epilogue == Epilogue::kStoreBf16) {
+    uint16_t* o = static_cast<uint16_t*>(out.data) + at;
+    if (left >= 16) return store_bf16_quick(o, y);
+    uint16_t last[16];
+    store_bf16_quick(last, y);
+    for (size_t i = 0; i < left; ++i) o[i] = last[i];
+    return;
+  }
+  float* o = static_cast<float*>(out.data) + at;
   if (left >= 16) {
-    if (e == Epilogue::kAdd) y = load(o) + y;
+    if (out.epilogue == Epilogue::kAdd) y = load(o) + y;
     store(o, y);
   } else {
-    if (e == Epilogue::kAdd) y = load_first(o, left) + y;
+    if (out.epilogue == Epilogue::kAdd) y = load_first(o, left) + y;
     store_first(o, y, left);
   }
 }
@@ -39,10 +46,10 @@ TRIVET_INLINE void finish(const Linear& w, const Rows& x, size_t panel, size_t r
 // Writes one row of a gate panel and the up panel behind it.
 template <class V>
 TRIVET_INLINE void finish_gate_up(const Linear& w, const Rows& x, size_t panel, size_t row, const V& gate, const V& up,
-                                  float* out, size_t ld) {
+                                  const Output& out) {
   const vf g = with_bias(w, panel, scaled(w, x, panel, row, gate));
   const vf u = with_bias(w, panel + 1, scaled(w, x, panel + 1, row, up));
-  store(out + row * ld + 8 * panel, silu(g) * u);
+  store_bf16_quick(static_cast<uint16_t*>(out.data) + row * out.ld + 8 * panel, silu(g) * u);
 }
 
 }  // namespace

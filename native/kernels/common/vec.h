@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #define TRIVET_INLINE static inline __attribute__((always_inline))
 
 namespace trivet {
@@ -65,22 +69,22 @@ TRIVET_INLINE void store_first(float* p, const vf& v, size_t n) {
 // Nearest integer, ties to even, for |x| < 2^22.
 TRIVET_INLINE vf round_even(const vf& x) { return (x + 12582912.0f) - 12582912.0f; }
 
-// e^x for x <= 0 (or NaN), relative error below 2^-22; exactly 1 at 0, 0 below -87. Cody and Waite's reduction
-// x = n ln2 + r, |r| <= 0.35; then 1 + r q(r) with q of degree 4 (least largest relative error); 2^n through the
-// exponent bits. What comes out below -87 is not a number of use, and is not taken.
-TRIVET_INLINE vf exp_nonpositive(const vf& x) {
-  const vf n = round_even(x * 1.44269504f);
-  const vf r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  vf p = r * 8.2902126e-3f + 4.1898049e-2f;
-  p = p * r + 1.66676387e-1f;
-  p = p * r + 4.99991477e-1f;
-  p = p * r + 9.99999702e-1f;
+// 2^x for x <= 126 (or NaN), relative error below 2^-22; exactly 1 at 0, 0 below -126. x = n + r with |r| <= 0.5, then
+// 1 + r q(r) with q of degree 4 (least largest relative error), whose exponent bits are moved by n. Adding 1.5 * 2^23 to x
+// leaves n in the low bits. What comes out below -126 is not a number of use, and is not taken.
+TRIVET_INLINE vf exp2(const vf& x) {
+  const vf shifted = x + 12582912.0f;
+  const vf r = x - (shifted - 12582912.0f);
+  vf p = r * 1.32647273e-3f + 9.67151299e-3f;
+  p = p * r + 5.55073358e-2f;
+  p = p * r + 2.40222424e-1f;
+  p = p * r + 6.93147004e-1f;
   p = p * r + 1.0f;
-  const vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
-  const vf y = p * as_float(bits);
-  return x < -87.0f ? vf{} : y;
+  const vf y = as_float((vi)((vu)as_int(p) + ((vu)as_int(shifted) << 23)));
+  return x < -126.0f ? vf{} : y;
 }
-TRIVET_INLINE vf exp(const vf& x) { return exp_nonpositive(min(x, splat(88.0f))); }  // x cut at 88: never infinite
+constexpr float kLog2E = 1.44269504f;
+TRIVET_INLINE vf exp(const vf& x) { return exp2(min(x * kLog2E, splat(126.0f))); }  // cut: never infinite
 
 // Bits of bf16 in the low half of each lane, round half to even; NaN stays a NaN.
 TRIVET_INLINE vi bf16_bits(const vf& x) {
@@ -96,10 +100,24 @@ TRIVET_INLINE float bf16_to_float(uint16_t h) {
   std::memcpy(&f, &u, 4);
   return f;
 }
+TRIVET_INLINE vf load(const uint16_t* p) {
+  vh h;
+  __builtin_memcpy(&h, p, 32);
+  return as_float((vi)(__builtin_convertvector(h, vu) << 16));
+}
+TRIVET_INLINE vf load_first(const uint16_t* p, size_t n) {
+  uint16_t a[16] = {0};
+  for (size_t i = 0; i < n; ++i) a[i] = p[i];
+  return load(a);
+}
 // For numbers that are finite or quiet NaN, as arithmetic makes them: without the care for other NaNs.
 TRIVET_INLINE void store_bf16_quick(uint16_t* p, const vf& x) {
+#ifdef __AVX512BF16__  // the same bits, since no arithmetic of ours leaves a denormal
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)x);
+#else
   const vu u = (vu)as_int(x);
   const vh h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, vh);
+#endif
   __builtin_memcpy(p, &h, 32);
 }
 TRIVET_INLINE void store_bf16(uint16_t* p, const vf& x) {
