@@ -30,6 +30,14 @@ class MethodNotAllowed(InvalidRequest):
     """The path exists, but not with this method."""
 
 
+class BadHttp(InvalidRequest):
+    """What came is not HTTP/1.1."""
+
+
+class HeadTooLarge(InvalidRequest):
+    """The request line and headers, or the trailers, are larger than is read."""
+
+
 class BodyTooLarge(InvalidRequest):
     """The request body is larger than `server.max_body_bytes`."""
 
@@ -70,6 +78,8 @@ STATUS: dict[type[BaseException], Status] = {
     ModelNotFound: Status(404, "invalid_request_error", "model_not_found"),
     NoSuchPath: Status(404, "invalid_request_error", "unknown_url"),
     MethodNotAllowed: Status(405, "invalid_request_error", "method_not_allowed"),
+    BadHttp: Status(400, "invalid_request_error", "invalid_http"),
+    HeadTooLarge: Status(431, "invalid_request_error", "head_too_large"),
     BodyTooLarge: Status(413, "invalid_request_error", "body_too_large"),
     BodyTooSlow: Status(408, "invalid_request_error", "body_too_slow"),
     UnsupportedEncoding: Status(415, "invalid_request_error", "unsupported_encoding"),
