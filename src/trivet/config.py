@@ -30,6 +30,12 @@ def _check_at_least(where: str, value: int | None, least: int) -> None:
         raise ConfigError(f"`{where}` is {value}, but it must be {least} or more")
 
 
+def _check_seconds(where: str, value: float, *, above: bool = True) -> None:
+    """Raises ConfigError for what is negative (or 0, if it must be above), endless or no number."""
+    if not 0 <= value < float("inf") or (above and value == 0):
+        raise ConfigError(f"`{where}` is {value:g}, but it must be {'above 0' if above else '0 or more'} seconds")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Which model, and in what form it is computed."""
@@ -88,6 +94,9 @@ class SchedulerConfig:
         _check_at_least("scheduler.max_num_seqs", self.max_num_seqs, 1)
         _check_at_least("scheduler.max_tokens_per_step", self.max_tokens_per_step, 1)
         _check_at_least("scheduler.max_waiting", self.max_waiting, 0)
+        _check_seconds("scheduler.max_wait_s", self.max_wait_s)
+        if self.itl_target_s is not None:
+            _check_seconds("scheduler.itl_target_s", self.itl_target_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +123,17 @@ class ServerConfig:
     in_process: Annotated[bool, "run the engine in the server's process instead of a child"] = False
     max_body_bytes: Annotated[int, "largest request body"] = 16 * 2**20
     drain_s: Annotated[float, "after SIGTERM, running requests get this long"] = 30.0
+    stall_s: Annotated[
+        float, "an engine that has work and has ended no step for this long is not healthy: /health answers 503"
+    ] = 300.0
     timings: Annotated[bool, "print how long each part of the start took"] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"`server.port` is {self.port}, but it must be between 0 and 65535")
+        _check_seconds("server.drain_s", self.drain_s, above=False)
+        _check_seconds("server.stall_s", self.stall_s)
+        _check_at_least("server.max_body_bytes", self.max_body_bytes, 1)
 
 
 def setting_help(cls: type, name: str) -> str:

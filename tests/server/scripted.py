@@ -119,6 +119,10 @@ class ScriptedClient:
         """Makes the engine look as if it had work and stood still."""
         self._stalled = msgspec.structs.replace(self._stats, time_s=time.monotonic() - 3600, num_running=1)
 
+    def idle_since(self, time_s: float) -> None:
+        """Makes the latest snapshot one of an engine that idles since then."""
+        self._stalled = msgspec.structs.replace(self._stats, time_s=time_s)
+
     def submit(self, request: EngineRequest) -> None:
         self.requests.append(request)
         if b"!busy" in bytes(i for i in request.prompt_token_ids if i < 256):

@@ -34,6 +34,7 @@ def command(
     generation_config: Annotated[str, typer.Option(
         help=f"auto or none. {setting_help(ModelConfig, 'generation_config')}")] = "auto",
     drain_s: Annotated[float, typer.Option("--drain-s", help=setting_help(ServerConfig, "drain_s"))] = 30.0,
+    stall_s: Annotated[float, typer.Option("--stall-s", help=setting_help(ServerConfig, "stall_s"))] = 300.0,
     in_process: Annotated[bool, typer.Option("--in-process", help=setting_help(ServerConfig, "in_process"))] = False,
     timings: Annotated[bool, typer.Option("--timings", help=setting_help(ServerConfig, "timings"))] = False,
     as_json: Annotated[bool, typer.Option("--json", help="tell what happens as JSON lines on stdout")] = False,
@@ -46,7 +47,7 @@ def command(
     milestones.reach("command line")
     server = ServerConfig(
         host=host, port=port, served_model_name=served_model_name, api_keys=read_keys(api_key or [], api_key_file),
-        in_process=in_process, drain_s=drain_s, timings=timings,
+        in_process=in_process, drain_s=drain_s, stall_s=stall_s, timings=timings,
     )  # fmt: skip
     engine = EngineConfig(
         model=ModelConfig(

@@ -23,6 +23,7 @@ request. `prompt_ids` are final: BOS and templates are the caller's business.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
@@ -68,6 +69,7 @@ class AsyncEngine:
         self._router = router or EventRouter(client)
         self._streams: WeakValueDictionary[str, Stream] = WeakValueDictionary()  # a dropped stream cancels itself
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._busy_since = 0.0
 
     @property
     def info(self) -> EngineInfo:
@@ -81,6 +83,11 @@ class AsyncEngine:
     def num_open(self) -> int:
         """Streams that are neither finished nor cancelled."""
         return len(self._streams)
+
+    @property
+    def busy_since(self) -> float | None:
+        """time.monotonic of when the first of the open streams came to an idle engine, None while none is open."""
+        return self._busy_since if self._streams else None
 
     def stats(self) -> EngineStats | None:
         return self.client.stats()
@@ -136,6 +143,8 @@ class AsyncEngine:
         builder = OutputBuilder(request, self._tokenizer, prompt=prompt, fingerprint=self.info.fingerprint)
         self._router.submit(request, self._deliver)
         stream = Stream(self, builder)
+        if not self._streams:
+            self._busy_since = time.monotonic()
         self._streams[request.request_id] = stream  # in time: events come by way of the event loop
         return stream
 

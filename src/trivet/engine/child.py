@@ -18,7 +18,7 @@ from trivet.engine.messages import Cancel, Drain, EngineEvent, EngineInfo, Engin
 from trivet.engine.open_requests import OpenRequests
 from trivet.engine.outbox import Outbox
 from trivet.engine.restart_policy import RestartPolicy
-from trivet.errors import EngineDied, Overloaded, TrivetError
+from trivet.errors import EngineDied, EngineGone, NotReady, TrivetError
 
 log = logging.getLogger("trivet")
 
@@ -211,6 +211,7 @@ class ChildProcessClient:
         """Tells everybody, and says when the next one comes."""
         with self._changed:
             self._process = None
+            self._stats = None  # of the dead
             self._held = []
             if self._state is not ChildState.CLOSED:
                 if delay_s is None:
@@ -222,12 +223,16 @@ class ChildProcessClient:
             self._changed.notify_all()
         if self._info is not None:  # a first start that fails is told by `wait_ready`
             log.error("%s%s", reason.message, f"; starting again in {delay_s:g} s" if delay_s is not None else "")
-        self._fail_open(EngineDied(f"{reason.message} while this request was open", hint="send it again"))
+        told = f"{reason.message} while this request was open"
+        if delay_s is None:
+            self._fail_open(EngineGone(told, hint="the engine is not started again: see the log, then restart Trivet"))
+        else:
+            self._fail_open(EngineDied(told, hint="send it again"))
 
     def _last_words(self, reason: TrivetError, quick_deaths: int) -> TrivetError:
         if self._info is None:
             return reason
-        return EngineDied(
+        return EngineGone(
             f"the engine process died {quick_deaths} times in a row, the last time because {reason.message}",
             hint="it is not started again: see the log, then restart Trivet",
         )
@@ -250,7 +255,7 @@ class ChildProcessClient:
             if self._num_restarts != restart or self._state is not ChildState.RESTARTING:
                 return
             held, self._held = self._held, []
-        error = Overloaded("the engine is restarting, and it takes longer than usual", retry_after_s=self._wait_s())
+        error = NotReady("the engine is restarting, and it takes longer than usual", retry_after_s=self._wait_s())
         for request in held:
             self._open.discard(request.request_id)
         self._events.put([to_failed(request.request_id, error) for request in held])
@@ -280,14 +285,14 @@ class ChildProcessClient:
     def _refusal(self) -> TrivetError:
         match self._state:
             case ChildState.CLOSED:
-                return Overloaded("the engine is closing and takes no new requests", retry_after_s=1.0)
+                return NotReady("the engine is closing and takes no new requests", retry_after_s=1.0)
             case ChildState.GAVE_UP:
-                return self._error or EngineDied("the engine process is dead")
+                return self._error or EngineGone("the engine process is dead")
             case ChildState.STARTING:
                 message = f"the engine is starting, and {len(self._held)} requests wait for it already"
-                return Overloaded(message, retry_after_s=STARTING_RETRY_S)
+                return NotReady(message, retry_after_s=STARTING_RETRY_S)
             case _:
-                return Overloaded("the engine is restarting", retry_after_s=max(1.0, self._wait_s()))
+                return NotReady("the engine is restarting", retry_after_s=max(1.0, self._wait_s()))
 
     def _wait_s(self) -> float:
         """Seconds until the next process should be ready, by how long the latest start took."""

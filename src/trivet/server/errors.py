@@ -9,7 +9,9 @@ from trivet.errors import (
     ConfigError,
     ContextTooLong,
     EngineDied,
+    EngineGone,
     InvalidRequest,
+    NotReady,
     Overloaded,
     TrivetError,
     UnsupportedCpu,
@@ -56,10 +58,6 @@ class Unauthorized(InvalidRequest):
 
 class ForbiddenHost(InvalidRequest):
     """A loopback server was addressed by a name that is not loopback: DNS rebinding, or a page of another origin."""
-
-
-class NotReady(Overloaded):
-    """The model is still loading, or the server is draining or stopping."""
 
 
 class ClientLeft(Exception):
@@ -119,6 +117,8 @@ def error_headers(error: BaseException) -> dict[str, str]:
     match error:
         case Overloaded():
             return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        case EngineGone():
+            return {}  # nobody knows when
         case EngineDied():
             return {"Retry-After": str(math.ceil(RESTART_RETRY_S))}
         case Unauthorized():

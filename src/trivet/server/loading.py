@@ -101,7 +101,12 @@ class Loader:
             model_name=self._model_name,
         )
         engine = AsyncEngine(client, model.tokenizer, defaults)
-        backend = Backend(engine=engine, tokenizer=model.tokenizer, template=model.chat_template)
+        backend = Backend(
+            engine=engine,
+            tokenizer=model.tokenizer,
+            template=model.chat_template,
+            gave_up=lambda: not client.alive,  # in this process it is not started again
+        )
         if isinstance(client, ChildProcessClient):
             child = client
             backend = replace(

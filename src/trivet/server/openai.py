@@ -13,7 +13,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trivet.errors import Overloaded
+from trivet.errors import NotReady, Overloaded
 from trivet.server.backend import Backend
 from trivet.server.bodies import Body, ChatBody, CompletionBody, parse, prompts_of
 from trivet.server.errors import ClientLeft
@@ -141,7 +141,7 @@ def _failures_counted(serving: Serving) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, Overloaded):
-            serving.metrics.rejected("capacity")
+            serving.metrics.rejected("not_ready" if isinstance(error, NotReady) else "capacity")
         serving.metrics.failed(error)
         raise
 
