@@ -88,6 +88,22 @@ def test_logits_alone_need_no_room_for_an_answer() -> None:
     assert driver.refuse(request(prompt=64, max_tokens=1)).kind == "ContextTooLong"
 
 
+def test_scores_of_a_prompt_alone_need_no_room_for_an_answer() -> None:
+    driver = Driver(FakeRunner(max_context=64, num_blocks=2))
+    driver.add(request(prompt=64, max_tokens=1, prompt_only=True, prompt_logprobs=0))
+    driver.run()
+    logprobs = driver.prompts["r"].logprobs
+    assert logprobs is not None and len(logprobs) == 64 and None not in logprobs[1:]
+    for wrong in ({"prompt": 64, "max_tokens": 2}, {"prompt": 65, "max_tokens": 1}):
+        assert driver.refuse(request(prompt_only=True, **wrong)).kind == "ContextTooLong"
+
+
+@pytest.mark.parametrize("deadline_s", [0.0, -1.0, 86_401.0, float("inf"), float("nan")])
+def test_a_deadline_is_within_a_day(deadline_s: float) -> None:
+    failure = Driver(FakeRunner()).refuse(request(deadline_s=deadline_s))
+    assert failure.kind == "InvalidRequest" and failure.param == "deadline_s" and "86,400" in failure.message
+
+
 def test_logits_beyond_two_gib_are_refused() -> None:
     failure = Driver(FakeRunner(vocab_size=2**21)).refuse(request(prompt=300, max_tokens=1, return_logits=True))
     assert failure.kind == "InvalidRequest" and "2,147,483,648" in failure.message

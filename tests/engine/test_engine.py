@@ -293,6 +293,14 @@ def test_a_deadline_that_passes_fails_the_request() -> None:
     assert len(driver.tokens("early")) == 8
 
 
+def test_deadlines_of_finished_requests_are_not_kept() -> None:
+    driver = Driver(FakeRunner())
+    for i in range(500):
+        driver.add(request(f"r{i}", 5, deadline_s=3600.0, max_tokens=1))
+        driver.run()
+    assert len(driver.engine._deadlines) <= 66
+
+
 def test_a_deadline_does_not_outlive_its_request() -> None:
     driver = Driver()
     driver.add(request("r", 5, deadline_s=0.2, max_tokens=2))

@@ -60,7 +60,9 @@ def test_what_is_refused_is_shown_in_short() -> None:
 
 @pytest.mark.parametrize("stop", ["x" * 4097, ("x" * 2048, "y" * 2049), ("x",) * 129], ids=range(3))
 def test_stop_strings_are_bounded(stop: Any) -> None:
-    with pytest.raises(InvalidRequest, match=r"at most 128, all non-empty, together at most 4,096 characters") as caught:
+    with pytest.raises(
+        InvalidRequest, match=r"at most 128, all non-empty, together at most 4,096 characters"
+    ) as caught:
         SamplingParams(stop=stop)
     assert len(caught.value.message) < 300
     SamplingParams(stop=("x" * 4096,))

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 from live_server import Server
-from scripted import BOS
+from scripted import BOS, MAX_CONTEXT
 
 
 def ask(client: openai.OpenAI, prompt: Any = "hello", **fields: Any) -> Any:
@@ -156,6 +156,15 @@ def test_echo_without_output_only_scores(client: openai.OpenAI) -> None:
     assert choice.text == "ab"
     assert choice.logprobs.token_logprobs == [None, -0.5]
     assert reply.usage.completion_tokens == 0
+
+
+def test_a_prompt_that_fills_the_context_can_be_scored(client: openai.OpenAI) -> None:
+    [choice] = ask(client, [97] * MAX_CONTEXT, max_tokens=0, echo=True, logprobs=0).choices
+    assert len(choice.logprobs.token_logprobs) == MAX_CONTEXT
+    with pytest.raises(openai.BadRequestError, match="4,097"):
+        ask(client, [97] * (MAX_CONTEXT + 1), max_tokens=0, echo=True, logprobs=0)
+    with pytest.raises(openai.BadRequestError, match="4,096"):
+        ask(client, [97] * MAX_CONTEXT, max_tokens=1)
 
 
 def test_token_ids_on_request(http: httpx.Client) -> None:

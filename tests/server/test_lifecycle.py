@@ -196,9 +196,7 @@ def test_health_sees_an_engine_that_no_longer_moves(start: Callable[..., Server]
         assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}).status_code == 200, "it may wait"
 
 
-def test_health_sees_a_first_step_that_hangs(
-    start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_health_sees_a_first_step_that_hangs(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
     """The last snapshot says that the engine idles, and is old: what counts is the work that came since."""
     monkeypatch.setattr("trivet.server.openai.HEADERS_AFTER_S", 0.01)
     server = start(ServerConfig(port=0, stall_s=0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from live_server import Server
 from scripted import INFO
 
-from trivet.server import serving
+from trivet.server import openai, serving
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
@@ -99,6 +100,24 @@ def test_a_wrong_type_names_field_value_and_expected(
         (COMPLETIONS, {"allowed_token_ids": [-1]}, "allowed_token_ids", "token id -1"),
         (COMPLETIONS, {"priority": 10**30}, "priority", "between -1,000,000 and 1,000,000"),
         (COMPLETIONS, {"deadline_s": 0}, "deadline_s", "above 0 seconds"),
+        (COMPLETIONS, {"deadline_s": 1e9}, "deadline_s", "at most 86,400"),
+        (COMPLETIONS, {"logit_bias": {"1" * 5000: 1}}, "logit_bias", "keys are token ids"),
+        (COMPLETIONS, {"logit_bias": {str(i): 1 for i in range(261)}}, "logit_bias", "holds 261 token ids, but"),
+        (COMPLETIONS, {"stop_token_ids": [1] * 261}, "stop_token_ids", "holds 261 token ids, but"),
+        (COMPLETIONS, {"stop": ["a"] * 129}, "stop", "a list of at most 128"),
+        (COMPLETIONS, {"stop": "a" * 4097}, "stop", "at most 4,096 characters"),
+        (COMPLETIONS, {"prompt": [5] * 5000}, "prompt", "holds 5,000 token ids, but the context has 4,096"),
+        (COMPLETIONS, {"prompt": [[5], [5] * 5000]}, "prompt", "`prompt[1]` holds 5,000 token ids"),
+        (CHAT, {"messages": [{}] * 5000}, "messages", "holds 5,000 messages"),
+        (CHAT, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "`chat_template_kwargs.messages`"),
+        (CHAT, {"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "`chat_template_kwargs.self` cannot"),
+        (CHAT, {"chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs", "`chat_template_kwargs.tools` cannot"),
+        (
+            CHAT,
+            {"chat_template_kwargs": {"add_generation_prompt": 1}},
+            "chat_template_kwargs",
+            "`chat_template_kwargs.add_generation_prompt` is 1, but it must be true or false",
+        ),
         (COMPLETIONS, {"seed": 2**64}, "seed", "64-bit"),
         (COMPLETIONS, {"stream_options": {"include_usage": True}}, "stream_options", "only allowed with `stream`"),
         (COMPLETIONS, {"prompt": ["a"] * 400}, "prompt", "holds 400 prompts, but at most 320"),
@@ -181,6 +200,62 @@ def test_an_unknown_field_is_named_with_the_nearest(
 )
 def test_a_bad_message_is_named(http: httpx.Client, message: dict[str, Any], said: str) -> None:
     assert said in refused(http.post(CHAT, json={"messages": [message]}), 400, param="messages")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (COMPLETIONS, {"x" * 10**6: 1}),
+        (COMPLETIONS, {"model": "x" * 10**6}),
+        (COMPLETIONS, {"seed": "x" * 10**6}),
+        (COMPLETIONS, {"seed": [["x" * 10**5] * 9] * 2}),
+        (CHAT, {"messages": [{"role": "x" * 10**6}]}),
+        (CHAT, {"messages": [{"role": "user", "content": {"y": "x" * 10**6}}]}),
+        (CHAT, {"messages": [{"role": "user", "x" * 10**6: 1}]}),
+        (COMPLETIONS, {"stream_options": {"x" * 10**6: 1}}),
+    ],
+    ids=range(8),
+)
+def test_what_is_refused_is_not_sent_back_whole(http: httpx.Client, path: str, fields: dict[str, Any]) -> None:
+    base: dict[str, Any] = {"prompt": "a"} if path == COMPLETIONS else {"messages": USER}
+    reply = http.post(path, json={**base, **fields})
+    assert reply.status_code in (400, 404)
+    assert len(reply.content) < 1000
+    assert "xxx" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, {"prompt": ["y" * 4000] * 9}),
+        (CHAT, {"messages": [{"role": "user", "content": "y" * 9000}]}),
+        (COMPLETIONS, {"prompt": [7] * 4097, "echo": True}),
+    ],
+    ids=["many prompts", "a long chat", "ids"],
+)
+def test_what_takes_long_is_not_done_by_the_event_loop(
+    start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    """Whatever a body asks for: what counts is the size of all of it."""
+    threads: dict[str, set[int]] = {"loop": set(), "work": set()}
+    real_parse, real_read = openai.parse, openai.read_body
+
+    def parse(*args: Any) -> Any:
+        threads["work"].add(threading.get_ident())
+        return real_parse(*args)
+
+    async def read_body(*args: Any, **kwargs: Any) -> bytes:
+        threads["loop"].add(threading.get_ident())
+        return await real_read(*args, **kwargs)
+
+    monkeypatch.setattr(openai, "parse", parse)
+    monkeypatch.setattr(openai, "read_body", read_body)
+    server = start()
+    with server.http() as http:
+        http.post(path, json={**body, "max_tokens": 1})
+        assert not threads["work"] & threads["loop"]
+        http.post(COMPLETIONS, json={"prompt": "short"})
+        assert threads["work"] & threads["loop"], "a thread costs more than this"
 
 
 def test_a_missing_field(http: httpx.Client) -> None:

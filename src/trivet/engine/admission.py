@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from trivet.config import SchedulerConfig
 from trivet.engine.clock import Clock
 from trivet.engine.failures import to_failed
-from trivet.engine.messages import Accepted, EngineRequest, Failed
+from trivet.engine.messages import MAX_DEADLINE_S, Accepted, EngineRequest, Failed
 from trivet.engine.step import Capabilities
 from trivet.errors import ContextTooLong, InvalidRequest, Overloaded, TrivetError
 
@@ -35,7 +35,7 @@ def check_possible(request: EngineRequest, capabilities: Capabilities) -> None:
         wrong = least if least < 0 else most
         raise InvalidRequest(f"the prompt has token id {wrong}, but ids are 0 to {vocab_size - 1}", param="prompt")
     room = capabilities.max_context - prompt_len
-    if request.return_logits and sampling.max_tokens == 1:
+    if (request.return_logits or request.prompt_only) and sampling.max_tokens == 1:
         room += 1  # only the prompt is computed: the token drawn after it needs no place
     max_tokens = max(room, 1) if sampling.max_tokens is None else sampling.max_tokens
     if max_tokens > room:
@@ -56,6 +56,12 @@ def check_possible(request: EngineRequest, capabilities: Capabilities) -> None:
             code="context_length_exceeded",
         )
     _check_sampling(request, vocab_size)
+    deadline_s = request.deadline_s
+    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_S:
+        raise InvalidRequest(
+            f"`deadline_s` is {deadline_s:g}, but it must be above 0 seconds and at most {MAX_DEADLINE_S:,.0f}",
+            param="deadline_s",
+        )
     logits_bytes = 4 * prompt_len * vocab_size
     if request.return_logits and logits_bytes > _MAX_LOGITS_BYTES:
         raise InvalidRequest(

@@ -49,6 +49,7 @@ class RequestOptions(TypedDict, total=False):
     request_id: str | None  # drawn if None
     priority: int  # lower runs first
     cache_salt: str  # prefixes are shared only between requests of one salt
+    prompt_only: bool  # with max_tokens 1: that token is not wanted either, so it needs no room
     deadline_s: float | None  # from now until the first token, else Overloaded
 
 
@@ -107,6 +108,7 @@ class AsyncEngine:
             rest=options.get("rest", "completion"),
             priority=options.get("priority", 0),
             cache_salt=options.get("cache_salt", ""),
+            prompt_only=options.get("prompt_only", False),
             deadline_s=options.get("deadline_s"),
         )
         stream = self._open(request, options.get("prompt"))

@@ -100,10 +100,10 @@ def _flag(value: Any) -> bool:
 
 def _stops(value: Any) -> tuple[str, ...]:
     listed = (value,) if isinstance(value, str) else value
-    if not isinstance(listed, tuple | list) or len(listed) > MAX_STOPS or not all(isinstance(stop, str) and stop for stop in listed):
+    if not isinstance(listed, tuple | list) or len(listed) > MAX_STOPS:
         raise TypeError
-    if sum(map(len, listed)) > MAX_STOP_CHARS:
-        raise ValueError
+    if not all(isinstance(stop, str) and stop for stop in listed) or sum(map(len, listed)) > MAX_STOP_CHARS:
+        raise TypeError
     if type(listed) is tuple and all(type(stop) is str for stop in listed):
         return listed
     return tuple(map(str, listed))

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trivet.errors import TrivetError
+from trivet.errors import TrivetError, shown_name
 from trivet.server import health, openai
 from trivet.server.errors import ClientLeft, MethodNotAllowed, NoSuchPath, error_body, error_headers, status_of
 from trivet.server.security import check_host, check_key
@@ -60,7 +60,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, in our words."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = shown_name(request.url.path)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         response = error_response(MethodNotAllowed(f"{path} does not take {request.method}", hint=f"use {allowed}"))

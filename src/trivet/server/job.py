@@ -12,7 +12,6 @@ from typing import Any
 from trivet.engine.answers import Delta
 from trivet.engine.async_engine import Stream
 from trivet.engine.messages import FinishReason
-from trivet.errors import InvalidRequest
 from trivet.server.backend import Backend
 from trivet.server.params import Wanted
 from trivet.server.replies import Choice, PreparedPrompt, Replies, usage_of
@@ -45,14 +44,6 @@ class Job:
     ) -> None:
         """Submits every prompt; raises what admission says, and then none of them runs."""
         self._prompts, self._wanted = prompts, wanted
-        info = self._backend.info
-        most = info.max_waiting + info.max_num_seqs
-        if len(self._prompts) > most:
-            raise InvalidRequest(
-                f"`prompt` holds {len(self._prompts):,} prompts, but at most {most:,} can run and wait at once",
-                hint="send them in several requests",
-                param="prompt",
-            )
         opened = await asyncio.gather(
             *(
                 self._backend.engine.submit(
@@ -63,6 +54,7 @@ class Job:
                     priority=priority,
                     cache_salt=cache_salt,
                     deadline_s=deadline_s,
+                    prompt_only=wanted.prompt_only,
                 )
                 for i, prompt in enumerate(self._prompts)
             ),

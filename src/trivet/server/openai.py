@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from trivet.server.bodies import Body, ChatBody, CompletionBody, parse, prompts_
 from trivet.server.errors import ClientLeft
 from trivet.server.job import Job
 from trivet.server.logprobs import TokenTexts
-from trivet.server.messages import chat_messages
+from trivet.server.messages import chat_messages, template_variables
 from trivet.server.params import Wanted, chat_wanted, completion_wanted
 from trivet.server.replies import ChatReplies, CompletionReplies, PreparedPrompt, Replies
 from trivet.server.security import read_body
@@ -28,7 +29,7 @@ from trivet.server.sse import EventStream, or_disconnect
 
 HEADERS_AFTER_S = 5.0  # a stream's status waits this long for the first token, so that early errors keep their status
 
-Prepare = Callable[[Backend, Any], Awaitable[tuple[list[PreparedPrompt], Wanted]]]
+Prepare = Callable[[Backend, Any], tuple[list[PreparedPrompt], Wanted]]
 
 
 async def completions(request: Request) -> Response:
@@ -68,9 +69,9 @@ async def _answer(
         backend = stack.enter_context(serving.admit())
         stack.enter_context(_failures_counted(serving))
         raw = await read_body(request.headers, request.receive, max_bytes=serving.config.max_body_bytes)
-        body = parse(raw, cls)
-        serving.check_model(body.model)
-        prompts, wanted = await prepare(backend, body)
+        body, prompts, wanted = await backend.off_loop(
+            len(raw), partial(_understood, serving, backend, raw, cls, prepare)
+        )
         replies = make_replies(
             reply_id=job_id,
             created=int(time.time()),
@@ -99,22 +100,31 @@ async def _answer(
     raise AssertionError("no exit stack swallows exceptions here")
 
 
-async def _prepare_completion(backend: Backend, body: CompletionBody) -> tuple[list[PreparedPrompt], Wanted]:
+def _understood(
+    serving: Serving, backend: Backend, raw: bytes, cls: type[Body], prepare: Prepare
+) -> tuple[Body, list[PreparedPrompt], Wanted]:
+    """What the body asks for. It computes, and may run in a thread."""
+    body = parse(raw, cls, backend.info)
+    serving.check_model(body.model)
+    return body, *prepare(backend, body)
+
+
+def _prepare_completion(backend: Backend, body: CompletionBody) -> tuple[list[PreparedPrompt], Wanted]:
     wanted = completion_wanted(body, backend.info.vocab_size)
     prepared = []
     for prompt in prompts_of(body, backend.info.vocab_size):
         if isinstance(prompt, str):
-            ids = await backend.encode(prompt)
+            ids = backend.tokenizer.encode(prompt)
             prepared.append(PreparedPrompt(token_ids=ids, text=prompt, num_unwritten=backend.num_special_before(ids)))
         else:
-            text = await backend.decode(prompt) if wanted.echo else ""
+            text = backend.tokenizer.decode(prompt) if wanted.echo else ""
             prepared.append(PreparedPrompt(token_ids=prompt, text=text))
     return prepared, wanted
 
 
-async def _prepare_chat(backend: Backend, body: ChatBody) -> tuple[list[PreparedPrompt], Wanted]:
+def _prepare_chat(backend: Backend, body: ChatBody) -> tuple[list[PreparedPrompt], Wanted]:
     wanted = chat_wanted(body, backend.info.vocab_size)
-    ids = await backend.encode_chat(chat_messages(body.messages), body.chat_template_kwargs or {})
+    ids = backend.encode_chat(chat_messages(body.messages), template_variables(body.chat_template_kwargs or {}))
     return [PreparedPrompt(token_ids=ids)], wanted
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from trivet.errors import shown
 from trivet.server.errors import BodyTooLarge, BodyTooSlow, ClientLeft, ForbiddenHost, Unauthorized, UnsupportedEncoding
 
 BODY_TIMEOUT_S = 60.0  # a body arrives in this time, else 408
@@ -45,13 +46,13 @@ def check_host(headers: Headers, bound: str) -> None:
     host = headers.get("host")  # browsers always send it; a health check of HTTP/1.0 may not
     if host is not None and not is_loopback(host_of(host)):
         raise ForbiddenHost(
-            f"this server is bound to {bound} and answers to loopback names only, but `Host` is {host!r}",
+            f"this server is bound to {bound} and answers to loopback names only, but `Host` is {shown(host)}",
             hint="call it as localhost, or bind another address with `--host` and set `--api-key`",
         )
     origin = headers.get("origin")
     if origin is not None and not is_loopback(host_of(origin)):
         raise ForbiddenHost(
-            f"this server is bound to {bound}, and pages of {origin!r} may not call it",
+            f"this server is bound to {bound}, and pages of {shown(origin)} may not call it",
             hint="no other origin is allowed (CORS is off)",
         )
 
@@ -72,7 +73,7 @@ async def read_body(headers: Headers, receive: Receive, *, max_bytes: int) -> by
     UnsupportedEncoding, and ClientLeft."""
     encoding = headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise UnsupportedEncoding(f"the body is encoded as {encoding!r}, but it must not be compressed")
+        raise UnsupportedEncoding(f"the body is encoded as {shown(encoding)}, but it must not be compressed")
     announced = headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(f"{int(announced):,} bytes", max_bytes)

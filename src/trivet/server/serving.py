@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from enum import Enum
 
 from trivet.config import ServerConfig
-from trivet.errors import EngineDied, EngineGone, NotReady, Overloaded, TrivetError
+from trivet.errors import EngineDied, EngineGone, NotReady, Overloaded, TrivetError, shown_name
 from trivet.server.backend import Backend
 from trivet.server.errors import ModelNotFound
 from trivet.server.metrics import Metrics
@@ -107,7 +107,7 @@ class Serving:
         """Raises ModelNotFound, listing what is served, unless `name` is served here or was not given."""
         if name is not None and name != self.model_name:
             raise ModelNotFound(
-                f"the model `{name}` is not served here", hint=f"served: `{self.model_name}`", param="model"
+                f"the model `{shown_name(name)}` is not served here", hint=f"served: `{self.model_name}`", param="model"
             )
 
     async def drain(self, seconds: float) -> bool:
