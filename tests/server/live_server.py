@@ -86,7 +86,8 @@ class Server:
         try:
             self.status = run_server(
                 self._config, self._sock, self._load,
-                model_name="scripted", reporter=self.told, milestones=Milestones(), on_start=keep,
+                model_name="scripted", aliases=("some/scripted",), reporter=self.told, milestones=Milestones(),
+                on_start=keep,
             )  # fmt: skip
         except BaseException as error:
             self.error = error

@@ -155,7 +155,12 @@ def test_a_busy_port_is_named(start: Callable[..., Server]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "said"), [("192.0.2.1", "is not an address of this machine"), ("no such host", "is not an address")]
+    ("host", "said"),
+    [
+        ("192.0.2.1", "is not an address of this machine"),
+        ("no such host", "is not an address"),
+        ("a..b", "is not an address"),
+    ],
 )
 def test_an_address_that_is_not_here(host: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

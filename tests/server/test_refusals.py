@@ -270,6 +270,14 @@ def test_an_unknown_model_is_answered_with_those_served(http: httpx.Client) -> N
     assert refused(http.get("/v1/models/gpt-4"), 404, code="model_not_found", param="model") == message
 
 
+def test_a_model_is_known_by_the_name_that_was_given(http: httpx.Client) -> None:
+    """A client may name the hub id, as with other servers; answers carry the served name."""
+    for name in ("scripted", "some/scripted"):
+        reply = http.post(COMPLETIONS, json={"model": name, "prompt": "a", "max_tokens": 1})
+        assert reply.json()["model"] == "scripted"
+        assert http.get(f"/v1/models/{name}").json()["id"] == "scripted"
+
+
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
 def test_a_prompt_that_is_too_long_gets_both_numbers(http: httpx.Client, path: str) -> None:
     text = "x" * 5000

@@ -23,16 +23,7 @@ from trivet.engine.messages import (
 )
 from trivet.engine.stop_strings import StopStrings
 from trivet.errors import EngineDied, TrivetError
-
-
-class Detokenizer(Protocol):
-    """Token ids in, text out, never half a code point."""
-
-    def add(self, token_ids: list[int]) -> str: ...
-
-    def finish(self) -> str:
-        """What is still held back; a code point that never became whole comes as U+FFFD."""
-        ...
+from trivet.models.detokenizer import Detokenizer
 
 
 class TextSource(Protocol):

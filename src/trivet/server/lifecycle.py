@@ -51,23 +51,27 @@ def run_server(
     load: Callable[[], Loaded],
     *,
     model_name: str,
+    aliases: tuple[str, ...] = (),
     reporter: Reporter,
     milestones: Milestones,
     on_start: Callable[[StopSignals], None] = lambda stops: None,
 ) -> int:
-    """Serves until a signal; the exit status. Raises what `load` raises. `on_start` gets what signals act on."""
+    """Serves until a signal; the exit status. Raises what `load` raises. `on_start` gets what signals act on.
+
+    A request may also call the model by one of `aliases`.
+    """
     loading = _in_thread(load)  # first: it takes longest, and runs beside the imports below
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        serving = _serving(config, model_name, reporter)
+        serving = _serving(config, model_name, aliases, reporter)
         return runner.run(_run(serving, sock, loading, reporter=reporter, milestones=milestones, on_start=on_start))
 
 
-def _serving(config: ServerConfig, model_name: str, reporter: Reporter) -> Serving:
+def _serving(config: ServerConfig, model_name: str, aliases: tuple[str, ...], reporter: Reporter) -> Serving:
     from trivet.server.serving import Serving
 
-    serving = Serving(config, model_name=model_name)
+    serving = Serving(config, model_name=model_name, aliases=aliases)
     serving.on_first_token = reporter.first_token
     return serving
 

@@ -28,9 +28,10 @@ class Phase(Enum):
 class Serving:
     """One served model. Handlers ask `admit()` for the backend; signals call `drain()`."""
 
-    def __init__(self, config: ServerConfig, *, model_name: str) -> None:
+    def __init__(self, config: ServerConfig, *, model_name: str, aliases: tuple[str, ...] = ()) -> None:
         self.config = config
         self.model_name = model_name
+        self._names = {model_name, *aliases}
         self.created = int(time.time())
         self.metrics = Metrics(model_name)
         self.keys = tuple(key.encode() for key in config.api_keys)
@@ -105,7 +106,7 @@ class Serving:
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound, listing what is served, unless `name` is served here or was not given."""
-        if name is not None and name != self.model_name:
+        if name is not None and name not in self._names:
             raise ModelNotFound(
                 f"the model `{shown_name(name)}` is not served here", hint=f"served: `{self.model_name}`", param="model"
             )
