@@ -195,6 +195,24 @@ def test_an_engine_that_keeps_dying_is_left_dead(listener):
     client.close()
 
 
+def test_a_restart_that_comes_back_as_another_model_is_not_served(listener, tmp_path):
+    client = start(f"changing:{tmp_path / 'starts'}")
+    client.set_listener(listener)
+    assert client.wait_ready(20).fingerprint == "fp_1"
+    client.submit(request("a", chr(CRASH)))
+    client.submit(request("b"))
+    listener.wait_finished("a", "b")
+    with pytest.raises(EngineGone, match=r"another model: fp_2 .* instead of fp_1") as caught:
+        client.wait_ready(20)
+    assert caught.value.hint is not None and "was changed while it was served" in caught.value.hint
+    assert client.state is ChildState.GAVE_UP and client.info.fingerprint == "fp_1"
+    client.submit(request("late"))
+    listener.wait_finished("late")
+    late = listener.failed("late")
+    assert late is not None and late.kind == "EngineGone" and "another model" in late.message
+    client.close()
+
+
 def test_while_a_restart_takes_too_long_requests_are_refused_with_a_time(listener):
     client = start(first_delay_s=30.0, hold_s=1.0)
     client.set_listener(listener)

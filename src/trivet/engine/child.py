@@ -136,14 +136,19 @@ class ChildProcessClient:
         return self._stats
 
     def close(self, *, drain_s: float = 0.0) -> None:
-        """Finishes what runs for at most `drain_s` seconds, then stops; open requests fail with EngineDied."""
+        """Finishes what runs for at most `drain_s` seconds, then stops; open requests fail with EngineDied.
+
+        When it returns the process is gone, also if another thread was the first to call it.
+        """
         with self._changed:
-            if self._state is ChildState.CLOSED:
-                return
+            was_closed = self._state is ChildState.CLOSED
             drain = drain_s > 0 and self._state is ChildState.READY
             self._state = ChildState.CLOSED
             process = self._process
             self._changed.notify_all()
+        if was_closed:
+            self._supervisor.join()
+            return
         if process is not None:
             if drain:
                 process.put([Drain()])
@@ -163,7 +168,8 @@ class ChildProcessClient:
             if self._state is ChildState.CLOSED:
                 return
             quick_deaths = quick_deaths + 1 if served_s < self._policy.quick_death_s else 0
-            delay_s = None if self._info is None else self._policy.delay_s(quick_deaths)
+            is_over = self._info is None or isinstance(reason, EngineGone)
+            delay_s = None if is_over else self._policy.delay_s(quick_deaths)
             self._mourn(reason, quick_deaths, delay_s)
             if delay_s is None or not self._pause(delay_s):
                 return
@@ -185,6 +191,9 @@ class ChildProcessClient:
             while (events := process.receive()) is not None:
                 for event in events:
                     if isinstance(event, EngineInfo):
+                        if (failure := self._why_not_the_same(event)) is not None:
+                            process.hang_up()
+                            break
                         ready = time.monotonic()
                         self._become_ready(process, event, start_s=ready - born)
                     elif isinstance(event, EngineStats):
@@ -197,6 +206,17 @@ class ChildProcessClient:
             failure = EngineDied(f"the engine process sent what is not a message: {error}")
         end = process.end(EXIT_TIMEOUT_S)
         return (0.0 if ready is None else time.monotonic() - ready), failure or EngineDied(f"the engine process {end}")
+
+    def _why_not_the_same(self, info: EngineInfo) -> EngineGone | None:
+        """An error if a restart came back as another model than the one whose name and tokenizer are in use."""
+        before = self._info
+        if before is None or _identity(before) == _identity(info):
+            return None
+        return EngineGone(
+            f"the engine was started again and came back as another model: {_identity(info)} instead of "
+            f"{_identity(before)}",
+            hint=f"{info.model_path} was changed while it was served: restart Trivet",
+        )
 
     def _become_ready(self, process: EngineProcess, info: EngineInfo, *, start_s: float) -> None:
         with self._changed:
@@ -230,7 +250,7 @@ class ChildProcessClient:
             self._fail_open(EngineDied(told, hint="send it again"))
 
     def _last_words(self, reason: TrivetError, quick_deaths: int) -> TrivetError:
-        if self._info is None:
+        if self._info is None or isinstance(reason, EngineGone):
             return reason
         return EngineGone(
             f"the engine process died {quick_deaths} times in a row, the last time because {reason.message}",
@@ -297,6 +317,11 @@ class ChildProcessClient:
     def _wait_s(self) -> float:
         """Seconds until the next process should be ready, by how long the latest start took."""
         return max(0.0, self._next_start - time.monotonic()) + self._start_s
+
+
+def _identity(info: EngineInfo) -> str:
+    """What must not change from one process to the next."""
+    return f"{info.fingerprint} with {info.vocab_size:,} token ids and a context of {info.max_context:,}"
 
 
 def _nobody(events: list[EngineEvent]) -> None:
