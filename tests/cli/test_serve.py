@@ -34,8 +34,9 @@ class Serving:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.process.communicate()[1]
+        for event in ("loading", "ready"):
+            line = self.process.stdout.readline()
+            assert line and json.loads(line)["event"] == event, self.process.communicate()[1]
         self.ready: dict[str, Any] = json.loads(line)
         self.url: str = self.ready["url"]
 

@@ -43,6 +43,7 @@ def test_health_answers_while_the_model_loads(start: Callable[..., Server]) -> N
     server = start(load=load, wait=False)
     with server.http() as http:
         assert http.get("/health").json()["status"] == "loading"
+        assert server.told.lines == [("loading", "some/scripted")]
         waiting = http.get("/ready")
         refused = http.post("/v1/completions", json={"prompt": "a"})
         for reply in (waiting, refused):
@@ -223,7 +224,7 @@ FAKE_CHILD = Path(__file__).parent.parent / "engine" / "fake_child.py"
 
 @pytest.mark.parametrize("in_process", [False, True])
 def test_an_engine_that_is_gone_for_good_is_told_as_such(start: Callable[..., Server], in_process: bool) -> None:
-    text = SimpleNamespace(generation_config={}, eos_ids=(), tokenizer=ByteTokenizer(), chat_template=None)
+    model = SimpleNamespace(generation_config={}, eos_ids=())
 
     def load() -> Loaded:
         config = EngineConfig(model=ModelConfig(path="fake"))
@@ -235,7 +236,7 @@ def test_an_engine_that_is_gone_for_good_is_told_as_such(start: Callable[..., Se
             client = ChildProcessClient(config, policy=policy, command=(sys.executable, str(FAKE_CHILD)))
             client.wait_ready(20)
         loader = Loader(config, model_name="fake", in_process=in_process, milestones=Milestones())
-        return loader._loaded(client, text)  # type: ignore[arg-type]
+        return loader._loaded(client, model, (ByteTokenizer(), None, None))  # type: ignore[arg-type]
 
     server = start(load=load)
     with server.http() as http:

@@ -80,11 +80,11 @@ def serve(server: ServerConfig, engine: EngineConfig, milestones: Milestones, *,
 
     sock = bind(server)
     path = engine.model.path
-    name, *aliases = [server.served_model_name] if server.served_model_name else [name_of(path), path]
+    name = server.served_model_name or name_of(path)
     report = (JsonReport if as_json else PrintedReport)(server, name, milestones)
     loader = Loader(engine, model_name=name, in_process=server.in_process, milestones=milestones)
     return run_server(
-        server, sock, loader, model_name=name, aliases=tuple(aliases), reporter=report, milestones=milestones
+        server, sock, loader, model_name=name, model_path=path, reporter=report, milestones=milestones
     )
 
 

@@ -42,6 +42,7 @@ class Backend:
     engine: AsyncEngine
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
+    template_fault: str | None = None  # why there is none, where the model has one that cannot be used
     num_restarts: Callable[[], int] = lambda: 0
     gave_up: Callable[[], bool] = lambda: False  # the engine is dead and is not started again
 
@@ -69,7 +70,7 @@ class Backend:
         """Token ids of the rendered conversation; the template writes BOS itself. InvalidRequest without a template."""
         if self.template is None:
             raise InvalidRequest(
-                "this model has no chat template, so it cannot take `messages`",
+                f"{self.template_fault or 'this model has no chat template'}, so it cannot take `messages`",
                 hint="send a `prompt` to /v1/completions, or serve a chat model",
                 param="messages",
                 code="no_chat_template",

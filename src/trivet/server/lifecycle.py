@@ -36,6 +36,8 @@ class Loaded:
 class Reporter(Protocol):
     """Who tells people what happens; the command line prints, tests listen."""
 
+    def loading(self, model: str, url: str) -> None: ...
+
     def ready(self, backend: Backend, url: str) -> None: ...
 
     def first_token(self) -> None: ...
@@ -51,27 +53,27 @@ def run_server(
     load: Callable[[], Loaded],
     *,
     model_name: str,
-    aliases: tuple[str, ...] = (),
+    model_path: str = "",
     reporter: Reporter,
     milestones: Milestones,
     on_start: Callable[[StopSignals], None] = lambda stops: None,
 ) -> int:
     """Serves until a signal; the exit status. Raises what `load` raises. `on_start` gets what signals act on.
 
-    A request may also call the model by one of `aliases`.
+    `model_path` is what was asked for, and names the model too, unless the config has a name of its own for it.
     """
     loading = _in_thread(load)  # first: it takes longest, and runs beside the imports below
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        serving = _serving(config, model_name, aliases, reporter)
+        serving = _serving(config, model_name, model_path, reporter)
         return runner.run(_run(serving, sock, loading, reporter=reporter, milestones=milestones, on_start=on_start))
 
 
-def _serving(config: ServerConfig, model_name: str, aliases: tuple[str, ...], reporter: Reporter) -> Serving:
+def _serving(config: ServerConfig, model_name: str, model_path: str, reporter: Reporter) -> Serving:
     from trivet.server.serving import Serving
 
-    serving = Serving(config, model_name=model_name, aliases=aliases)
+    serving = Serving(config, model_name=model_name, model_path=model_path)
     serving.on_first_token = reporter.first_token
     return serving
 
@@ -90,6 +92,7 @@ async def _run(
     with stops.caught():
         async with _http(serving, sock):
             milestones.reach("http is up")
+            reporter.loading(serving.model_path, url_of(sock))
             loaded = await _unless_stopped(asyncio.wrap_future(loading), stops)
             if loaded is None:
                 return stops.status(cut=False)

@@ -28,10 +28,11 @@ class Phase(Enum):
 class Serving:
     """One served model. Handlers ask `admit()` for the backend; signals call `drain()`."""
 
-    def __init__(self, config: ServerConfig, *, model_name: str, aliases: tuple[str, ...] = ()) -> None:
+    def __init__(self, config: ServerConfig, *, model_name: str, model_path: str = "") -> None:
         self.config = config
         self.model_name = model_name
-        self._names = {model_name, *aliases}
+        self.model_path = model_path or model_name
+        self._names = {model_name} if config.served_model_name else {model_name, self.model_path}
         self.created = int(time.time())
         self.metrics = Metrics(model_name)
         self.keys = tuple(key.encode() for key in config.api_keys)
