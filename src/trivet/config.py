@@ -126,6 +126,12 @@ class ServerConfig:
     api_keys: Annotated[tuple[str, ...], "accepted bearer tokens; empty: no check"] = ()
     in_process: Annotated[bool, "run the engine in the server's process instead of a child"] = False
     max_body_bytes: Annotated[int, "largest request body"] = 16 * 2**20
+    max_bodies_bytes: Annotated[int, "request bodies in memory together; what comes beyond is refused with 429"] = (
+        256 * 2**20
+    )
+    max_connections: Annotated[
+        int, "open connections, fewer where the process may not open so many files; one more is refused with 503"
+    ] = 4096
     drain_s: Annotated[float, "after SIGTERM, running requests get this long"] = 20.0
     stall_s: Annotated[
         float, "an engine that has work and has ended no step for this long is not healthy: /health answers 503"
@@ -140,6 +146,8 @@ class ServerConfig:
         _check_seconds("server.drain_s", self.drain_s, above=False)
         _check_seconds("server.stall_s", self.stall_s)
         _check_at_least("server.max_body_bytes", self.max_body_bytes, 1)
+        _check_at_least("server.max_bodies_bytes", self.max_bodies_bytes, self.max_body_bytes)
+        _check_at_least("server.max_connections", self.max_connections, 1)
 
 
 def setting_help(cls: type, name: str) -> str:

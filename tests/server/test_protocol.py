@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from contextlib import contextmanager, suppress
 import pytest
 from live_server import Server
 
+from trivet.config import ServerConfig
 from trivet.server import protocol
+from trivet.server.lifecycle import MOST_FILES, file_limit
 
 BODY = b'{"prompt": "ab", "max_tokens": 2}'
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAA\r\n"
@@ -141,3 +144,35 @@ def test_a_request_that_waits_for_its_turn_is_not_too_slow(
         assert answer(connection)[0] == 200
         connection.sendall(BODY)
         assert answer(connection)[2]["choices"][0]["text"] == "ab"  # type: ignore[index]
+
+
+def test_connections_are_bounded(start: Callable[..., Server]) -> None:
+    server = start(ServerConfig(port=0, max_connections=2))
+    with connected(server) as one, connected(server) as two:
+        for connection in (one, two):
+            connection.sendall(head(start=b"GET /ready HTTP/1.1") + b"\r\n")
+            assert answer(connection)[0] == 200
+        with connected(server) as three:
+            status, headers, reply = answer(three)
+            assert (status, headers["retry-after"]) == (503, "1")
+            assert reply["error"]["code"] == "too_many_connections"  # type: ignore[index]
+        two.close()
+        time.sleep(0.1)
+        with connected(server) as four:
+            four.sendall(
+                head(
+                    start=b"GET /metrics HTTP/1.1",
+                )
+                + b"Connection: close\r\n\r\n"
+            )
+            page = b"".join(iter(lambda: four.recv(65_536), b""))
+    assert b'reason="connections"} 1.0' in page
+
+
+def test_the_limit_of_open_files_is_raised() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(300, hard), hard))
+        assert file_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, MOST_FILES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

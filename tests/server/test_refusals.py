@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from live_server import Server
 from scripted import INFO
 
+from trivet.config import ServerConfig
 from trivet.server import openai, serving
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -333,6 +336,54 @@ def test_an_engine_that_dies_in_mid_stream(http: httpx.Client) -> None:
     events = reply.text.removesuffix("\n\n").split("\n\n")
     assert len(events) == 4
     assert '"error":{"message":"it was ended by SIGSEGV","type":"engine_error"' in events[-1]
+
+
+def logged(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
+    """The lines of the log with `word`, once there is one: a request is logged after its answer was sent."""
+    end = time.monotonic() + 10
+    while not (found := [message for message in caplog.messages if word in message]) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [(COMPLETIONS, 400), ("/v1/nothing", 404), ("/v1/models/none", 404), ("/health", 405)]
+)
+def test_an_error_has_an_id_that_the_log_has_too(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture, path: str, status: int
+) -> None:
+    caplog.set_level("INFO", "trivet.server")
+    reply = http.post(path, content=b"?") if path in (COMPLETIONS, "/health") else http.get(path)
+    assert reply.status_code == status
+    request_id = reply.headers["x-request-id"]
+    [message] = logged(caplog, request_id)
+    assert message.endswith(f", {request_id}") and f" {status} " in message
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "trivet.server")
+    http.get("/v1/x%0d%0aGET%20/admin%20200")
+    [message] = logged(caplog, "/v1/x")
+    assert "\n" not in message and "'/v1/x\\r\\nGET /admin 200'" in message
+
+
+def test_bodies_together_are_bounded(start: Callable[..., Server]) -> None:
+    server = start(ServerConfig(port=0, max_body_bytes=1000, max_bodies_bytes=1500))
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    with server.http() as http:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head + b"{" * 900)
+            while http.get("/health").json()["open_requests"] == 0:
+                pass
+            reply = http.post(COMPLETIONS, json={"prompt": "x" * 700})
+            assert "request bodies of 900 bytes are being read, and at most 1,500" in refused(reply, 429)
+            assert reply.headers["retry-after"] == "1"
+            assert http.post(COMPLETIONS, json={"prompt": "x" * 100, "max_tokens": 1}).status_code == 200
+        while http.get("/health").json()["open_requests"] > 0:
+            pass
+        assert http.post(COMPLETIONS, json={"prompt": "x" * 700, "max_tokens": 1}).status_code == 200, (
+            "it is given back"
+        )
 
 
 def test_too_many_open_requests(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trivet.errors import TrivetError, shown_name
+from trivet.errors import TrivetError, shown, shown_name
 from trivet.server import health, openai
 from trivet.server.errors import ClientLeft, MethodNotAllowed, NoSuchPath, error_body, error_headers, status_of
 from trivet.server.security import check_host, check_key
@@ -75,7 +76,7 @@ async def _on_client_left(request: Request, error: Exception) -> Response:
 
 
 class Gate:
-    """Checks Host, Origin and key before anything is read, and counts what passes."""
+    """Checks Host, Origin and key before anything is read, gives each request an id, and counts what passes."""
 
     def __init__(self, app: ASGIApp, *, serving: Serving) -> None:
         self._app = app
@@ -88,10 +89,15 @@ class Gate:
         started = time.monotonic()
         status = 500
 
+        state = scope.setdefault("state", {})
+        state["request_id"] = uuid.uuid4().hex
+
         async def counting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", state["request_id"].encode())]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -105,7 +111,8 @@ class Gate:
             seconds = time.monotonic() - started
             handler = _handler(scope["path"])
             self._serving.metrics.http(handler, scope["method"], status, seconds)
-            log.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, seconds * 1e3)
+            path = shown(scope["path"])  # quoted: it may hold line ends
+            log.info("%s %s %d %.1f ms, %s", scope["method"], path, status, seconds * 1e3, state["request_id"])
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

@@ -60,6 +60,10 @@ class ForbiddenHost(InvalidRequest):
     """A loopback server was addressed by a name that is not loopback: DNS rebinding, or a page of another origin."""
 
 
+class TooManyConnections(Overloaded):
+    """As many connections are open as may be."""
+
+
 class ClientLeft(Exception):
     """The client closed the connection before the answer was complete: nobody is left to be told."""
 
@@ -88,6 +92,7 @@ STATUS: dict[type[BaseException], Status] = {
     ConfigError: Status(400, "invalid_request_error", None),
     UnsupportedCpu: Status(400, "invalid_request_error", "unsupported_cpu"),
     NotReady: Status(503, "service_unavailable", "not_ready"),
+    TooManyConnections: Status(503, "service_unavailable", "too_many_connections"),
     Overloaded: Status(429, "rate_limit_error", "overloaded"),
     EngineDied: Status(503, "engine_error", "engine_died"),
     TrivetError: Status(500, "server_error", None),

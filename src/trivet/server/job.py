@@ -33,15 +33,7 @@ class Job:
         self._first_at: dict[int, float] = {}  # by choice number
         self._last_at: dict[int, float] = {}
 
-    async def open(
-        self,
-        prompts: Sequence[PreparedPrompt],
-        wanted: Wanted,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        deadline_s: float | None = None,
-    ) -> None:
+    async def open(self, prompts: Sequence[PreparedPrompt], wanted: Wanted) -> None:
         """Submits every prompt; raises what admission says, and then none of them runs."""
         self._prompts, self._wanted = prompts, wanted
         opened = await asyncio.gather(
@@ -51,9 +43,9 @@ class Job:
                     self._wanted.sampling,
                     rest=self._wanted.rest,
                     request_id=f"{self._id}-{i}",
-                    priority=priority,
-                    cache_salt=cache_salt,
-                    deadline_s=deadline_s,
+                    priority=wanted.priority,
+                    cache_salt=wanted.cache_salt,
+                    deadline_s=wanted.deadline_s,
                     prompt_only=wanted.prompt_only,
                 )
                 for i, prompt in enumerate(self._prompts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from trivet.config import ServerConfig
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_CUT, EXIT_INTERRUPTED = 0, 1, 130
 LAST_WORDS_S = 2.0  # streams that were cut get this long to send their error event
+MOST_FILES = 65_536
+OTHER_FILES = 128  # that are not connections: weights, libraries, the engine's socket
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -172,8 +176,12 @@ class _http:
         from trivet.server.app import make_app
         from trivet.server.protocol import BoundedProtocol
 
+        class Protocol(BoundedProtocol):
+            max_connections = max(1, min(serving.config.max_connections, file_limit() - OTHER_FILES))
+            on_too_many = staticmethod(partial(serving.metrics.rejected, "connections"))
+
         config = uvicorn.Config(
-            make_app(serving), http=BoundedProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
+            make_app(serving), http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
@@ -198,6 +206,17 @@ class _http:
 @contextmanager
 def _no_signals() -> Iterator[None]:
     yield
+
+
+def file_limit() -> int:
+    """How many files this process may have open, raised to what the system lets it be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return MOST_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def url_of(sock: socket.socket) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -62,16 +60,12 @@ async def _answer(
     request: Request, cls: type[Body], prepare: Prepare, make_replies: type[Replies], prefix: str
 ) -> Response:
     serving: Serving = request.app.state.serving
-    job_id = f"{prefix}-{uuid.uuid4().hex}"
-    headers = {"X-Request-Id": job_id}
+    job_id = request.state.request_id = f"{prefix}-{request.state.request_id}"
     arrived = time.monotonic()
     async with AsyncExitStack() as stack:
         backend = stack.enter_context(serving.admit())
         stack.enter_context(_failures_counted(serving))
-        raw = await read_body(request.headers, request.receive, max_bytes=serving.config.max_body_bytes)
-        body, prompts, wanted = await backend.off_loop(
-            len(raw), partial(_understood, serving, backend, raw, cls, prepare)
-        )
+        prompts, wanted = await _understood(request, serving, backend, cls, prepare)
         replies = make_replies(
             reply_id=job_id,
             created=int(time.time()),
@@ -82,31 +76,30 @@ async def _answer(
         )
         job = Job(serving, backend, job_id, arrived)
         stack.push_async_callback(job.close)
-        opening = job.open(
-            prompts,
-            wanted,
-            priority=body.priority or 0,
-            cache_salt=body.cache_salt or "",
-            deadline_s=body.deadline_s,
-        )
-        await or_disconnect(request.receive, opening)
+        await or_disconnect(request.receive, job.open(prompts, wanted))
         if not wanted.stream:
-            return json_response(await or_disconnect(request.receive, job.whole(replies)), headers=headers)
+            return json_response(await or_disconnect(request.receive, job.whole(replies)))
         events = job.events(replies)
         first = asyncio.ensure_future(anext(events))
         stack.callback(first.cancel)
         await or_disconnect(request.receive, _started(first))
-        return EventStream(_from(first, events), headers=headers, closing=stack.pop_all())
+        return EventStream(_from(first, events), closing=stack.pop_all())
     raise AssertionError("no exit stack swallows exceptions here")
 
 
-def _understood(
-    serving: Serving, backend: Backend, raw: bytes, cls: type[Body], prepare: Prepare
-) -> tuple[Body, list[PreparedPrompt], Wanted]:
-    """What the body asks for. It computes, and may run in a thread."""
-    body = parse(raw, cls, backend.info)
-    serving.check_model(body.model)
-    return body, *prepare(backend, body)
+async def _understood(
+    request: Request, serving: Serving, backend: Backend, cls: type[Body], prepare: Prepare
+) -> tuple[list[PreparedPrompt], Wanted]:
+    """What the body asks for. The body itself does not outlive this."""
+    with serving.bodies.hold() as take:
+        raw = await read_body(request.headers, request.receive, max_bytes=serving.config.max_body_bytes, take=take)
+
+        def understood() -> tuple[list[PreparedPrompt], Wanted]:
+            body = parse(raw, cls, backend.info)
+            serving.check_model(body.model)
+            return prepare(backend, body)
+
+        return await backend.off_loop(len(raw), understood)
 
 
 def _prepare_completion(backend: Backend, body: CompletionBody) -> tuple[list[PreparedPrompt], Wanted]:
@@ -115,7 +108,11 @@ def _prepare_completion(backend: Backend, body: CompletionBody) -> tuple[list[Pr
     for prompt in prompts_of(body, backend.info.vocab_size):
         if isinstance(prompt, str):
             ids = backend.tokenizer.encode(prompt)
-            prepared.append(PreparedPrompt(token_ids=ids, text=prompt, num_unwritten=backend.num_special_before(ids)))
+            prepared.append(
+                PreparedPrompt(
+                    token_ids=ids, text=prompt if wanted.echo else "", num_unwritten=backend.num_special_before(ids)
+                )
+            )
         else:
             text = backend.tokenizer.decode(prompt) if wanted.echo else ""
             prepared.append(PreparedPrompt(token_ids=prompt, text=text))

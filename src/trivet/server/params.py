@@ -36,6 +36,9 @@ class Wanted:
     stream: bool = False
     include_usage: bool = False
     usage_always: bool = False
+    priority: int = 0
+    cache_salt: str = ""
+    deadline_s: float | None = None
 
 
 def completion_wanted(body: CompletionBody, vocab_size: int) -> Wanted:
@@ -97,6 +100,9 @@ def _delivery(body: Body) -> dict[str, Any]:
         "stream": bool(body.stream),
         "include_usage": options is not None and bool(options.include_usage),
         "usage_always": always,
+        "priority": body.priority or 0,
+        "cache_salt": body.cache_salt or "",
+        "deadline_s": body.deadline_s,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from trivet.errors import TrivetError
-from trivet.server.errors import BadHttp, HeadTooLarge, error_body, status_of
+from trivet.server.errors import BadHttp, HeadTooLarge, TooManyConnections, error_body, error_headers, status_of
 
 MAX_HEAD_BYTES = 512 * 1024  # more than one read of the socket, so that a body in the same read does not count
 HEAD_TIMEOUT_S = 30.0
@@ -24,10 +25,9 @@ def reply(error: TrivetError) -> bytes:
     """A whole response that tells `error` and ends the connection, for what never reaches the application."""
     body = msgspec.json.encode(error_body(error))
     status = status_of(error).http
-    return (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\nConnection: close\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+    headers = {"Content-Type": "application/json", **error_headers(error), "Connection": "close"}
+    lines = [f"{name}: {value}" for name, value in {**headers, "Content-Length": len(body)}.items()]
+    return "\r\n".join([f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *lines, "", ""]).encode() + body
 
 
 TOO_LARGE = reply(
@@ -51,6 +51,9 @@ class BoundedProtocol(HttpToolsProtocol):
     told the length of the body.
     """
 
+    max_connections = 4096
+    on_too_many: Callable[[], None] = staticmethod(lambda: None)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stage = _Stage.NONE
@@ -63,6 +66,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self.on_too_many()
+            self._hang_up(
+                reply(TooManyConnections(f"{self.max_connections:,} connections are open, as many as may be"))
+            )
+            return
         self._stage = _Stage.HEAD
         self._set_timer()
 

@@ -13,6 +13,7 @@ from trivet.errors import EngineDied, EngineGone, NotReady, Overloaded, TrivetEr
 from trivet.server.backend import Backend
 from trivet.server.errors import ModelNotFound
 from trivet.server.metrics import Metrics
+from trivet.server.security import BodyBudget
 
 UPLOADING = 16  # requests that may be open beyond those that run and wait: their bodies are still being read
 
@@ -36,6 +37,7 @@ class Serving:
         self.created = int(time.time())
         self.metrics = Metrics(model_name)
         self.keys = tuple(key.encode() for key in config.api_keys)
+        self.bodies = BodyBudget(config.max_bodies_bytes)
         self.num_open = 0
         self.backend: Backend | None = None
         self.first_token_at: float | None = None  # time.time() of the first token this server gave
