@@ -89,7 +89,7 @@ class SchedulerConfig:
         float | None,
         "running streams keep this inter-token latency while prompts come in: the budget shrinks to it; `None`: off",
     ] = 0.2
-    max_waiting: Annotated[int, "requests that may wait; one more is refused with 429"] = 256
+    max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = 256
     max_wait_s: Annotated[float, "refuse at once what would wait longer than this, by the measured rate"] = 120.0
 
     def __post_init__(self) -> None:

@@ -134,6 +134,31 @@ def test_one_more_than_may_wait_is_refused() -> None:
     driver.add(request("r5"))
 
 
+def test_each_of_n_sequences_waits() -> None:
+    driver = Driver(max_num_seqs=2, max_waiting=6)
+    driver.add(request("r0", n=4), request("r1", n=4))  # two of eight can start
+    failure = driver.refuse(request("r2"))
+    assert failure.kind == "Overloaded" and "2 requests with 8 sequences are waiting" in failure.message
+    driver.run()
+    driver.add(request("r2"))
+
+
+def test_a_turnover_is_of_sequences() -> None:
+    admission = gate(max_wait_s=4.0, max_waiting=9)
+    admission.report(num_free_slots=0, prefill_per_s=0.0, finished_per_s=2.0)
+    accepted(admission, "a", prompt=1, n=8)
+    failure = refused(admission, "b", prompt=1)
+    assert "4.5 s" in failure.message
+
+
+@pytest.mark.parametrize("seed", [-3, 0, 2**64 - 1, -(2**63)])
+def test_a_seed_is_reported_as_it_was_sent(seed: int) -> None:
+    admission = gate()
+    answer = admission.check(request("a", seed=seed))
+    assert isinstance(answer, Accepted) and answer.seed == seed
+    assert admission.decision("a")[0] == seed % 2**64
+
+
 def test_nobody_may_wait_but_who_can_start_may_come() -> None:
     driver = Driver(max_num_seqs=1, max_waiting=0)
     for i in range(3):

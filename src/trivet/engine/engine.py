@@ -311,9 +311,9 @@ class Engine:
         """One sequence is over, and with the last one its request."""
         opened = seq.request
         self.scheduler.remove(seq)
+        self.counters.sequence_finished()
         opened.num_open -= 1
         if opened.num_open == 0:
-            self.counters.request_finished()
             self._close(opened)
 
     def _fail_damaged(self, seq: Sequence) -> None:
