@@ -48,6 +48,7 @@ class ByteTokenizer:
     """Ids are bytes; 256 is BOS, 257 EOS."""
 
     bos_id: int | None = BOS
+    special_ids = frozenset({BOS, EOS})
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         ids = list(text.encode())

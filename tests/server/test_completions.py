@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 from live_server import Server
-from scripted import BOS, MAX_CONTEXT
+from scripted import BOS, EOS, MAX_CONTEXT
 
 
 def ask(client: openai.OpenAI, prompt: Any = "hello", **fields: Any) -> Any:
@@ -148,6 +148,16 @@ def test_echo_with_logprobs_scores_the_prompt(client: openai.OpenAI) -> None:
     assert choice.logprobs.token_logprobs == [None, -0.5, -0.5, -0.5]
     assert choice.logprobs.top_logprobs[0] is None
     assert choice.logprobs.text_offset == [0, 0, 1, 2]
+
+
+def test_offsets_are_those_of_the_text_that_was_sent(client: openai.OpenAI) -> None:
+    """Special tokens are left out of the text, so they take no room in it."""
+    [choice] = ask(
+        client, [BOS, 97, EOS, 98], max_tokens=3, echo=True, logprobs=0, extra_body={"ignore_eos": True}
+    ).choices
+    logprobs = choice.logprobs
+    assert logprobs.tokens == ["<bos>", "a", "<eos>", "b", "a", "b", "a"]
+    assert (choice.text, logprobs.text_offset) == ("ababa", [0, 0, 1, 1, 2, 3, 4])
 
 
 def test_echo_without_output_only_scores(client: openai.OpenAI) -> None:

@@ -20,6 +20,7 @@ class Tokenizer(Protocol):
     """What the handlers need of `models.tokenizer.Tokenizer`."""
 
     bos_id: int | None
+    special_ids: frozenset[int]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 

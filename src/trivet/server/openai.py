@@ -115,7 +115,7 @@ def _prepare_completion(backend: Backend, body: CompletionBody) -> tuple[list[Pr
             )
         else:
             text = backend.tokenizer.decode(prompt) if wanted.echo else ""
-            prepared.append(PreparedPrompt(token_ids=prompt, text=text))
+            prepared.append(PreparedPrompt(token_ids=prompt, text=text, skips_special=True))
     return prepared, wanted
 
 
