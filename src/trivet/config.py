@@ -87,9 +87,11 @@ class SchedulerConfig:
     max_tokens_per_step: Annotated[int, "token budget of a step: the most it may carry"] = 512
     itl_target_s: Annotated[
         float | None,
-        "running streams keep this inter-token latency while prompts come in: the budget shrinks to it; `None`: off",
+        "running streams keep this inter-token latency while prompts come in: the budget shrinks; `None`: off",
     ] = 0.2
-    max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = 256
+    max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = (
+        256
+    )
     max_wait_s: Annotated[float, "refuse at once what would wait longer than this, by the measured rate"] = 120.0
 
     def __post_init__(self) -> None:

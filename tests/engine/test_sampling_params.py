@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from trivet.engine.sampling_params import SamplingParams
-from trivet.errors import InvalidRequest, shown
+from trivet.engine.shown import shown
+from trivet.errors import InvalidRequest
 
 
 @pytest.mark.parametrize(

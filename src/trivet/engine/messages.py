@@ -15,11 +15,10 @@ MAX_DEADLINE_S = 86_400.0
 
 
 class FinishReason(StrEnum):
-    """Why a sequence ended. OpenAI's words; `ERROR` never reaches a client as a finish_reason."""
+    """Why a sequence ended, in OpenAI's words; one that cannot go on fails its request instead."""
 
     STOP = "stop"
     LENGTH = "length"
-    ERROR = "error"
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True):

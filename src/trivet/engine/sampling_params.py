@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import force_setattr
 
-from trivet.errors import InvalidRequest, shown
+from trivet.engine.shown import shown
+from trivet.errors import InvalidRequest
 
 _INT32 = 2**31  # ids and counts reach the core as int32
 MAX_STOPS, MAX_STOP_CHARS = 128, 4096  # they are looked for in every piece of text

@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trivet.errors import TrivetError, shown, shown_name
+from trivet.engine.shown import shown, shown_name
+from trivet.errors import TrivetError
 from trivet.server import health, openai
 from trivet.server.errors import ClientLeft, MethodNotAllowed, NoSuchPath, error_body, error_headers, status_of
 from trivet.server.security import check_host, check_key

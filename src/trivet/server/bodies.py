@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from trivet.engine.messages import EngineInfo
-from trivet.errors import ContextTooLong, InvalidRequest, shown_name
+from trivet.engine.shown import shown_name
+from trivet.errors import ContextTooLong, InvalidRequest
 from trivet.server.json_errors import decode_object, near, not_of_type
 
 TokenIds = list[int]

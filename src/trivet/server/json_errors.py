@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from trivet.errors import InvalidRequest, shown_name
+from trivet.engine.shown import shown_name
+from trivet.errors import InvalidRequest
 
 LONGEST_NAME = 64  # what is longer is no misspelt field
 

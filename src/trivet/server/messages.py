@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivet.errors import InvalidRequest, shown, shown_name
+from trivet.engine.shown import shown, shown_name
+from trivet.errors import InvalidRequest
 from trivet.server.json_errors import near
 
 ROLES = ("system", "developer", "user", "assistant")

@@ -9,7 +9,8 @@ from typing import Any
 from trivet.engine.defaults import Rest
 from trivet.engine.messages import MAX_DEADLINE_S
 from trivet.engine.sampling_params import SamplingParams
-from trivet.errors import InvalidRequest, shown
+from trivet.engine.shown import shown
+from trivet.errors import InvalidRequest
 from trivet.server.bodies import Body, ChatBody, CompletionBody
 
 MAX_LOGPROBS = 20

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from trivet.errors import Overloaded, shown
+from trivet.engine.shown import shown
+from trivet.errors import Overloaded
 from trivet.server.errors import BodyTooLarge, BodyTooSlow, ClientLeft, ForbiddenHost, Unauthorized, UnsupportedEncoding
 
 BODY_TIMEOUT_S = 60.0  # a body arrives in this time, else 408

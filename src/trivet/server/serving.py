@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from enum import Enum
 
 from trivet.config import ServerConfig
-from trivet.errors import EngineDied, EngineGone, NotReady, Overloaded, TrivetError, shown_name
+from trivet.engine.shown import shown_name
+from trivet.errors import EngineDied, EngineGone, NotReady, Overloaded, TrivetError
 from trivet.server.backend import Backend
 from trivet.server.errors import ModelNotFound
 from trivet.server.metrics import Metrics

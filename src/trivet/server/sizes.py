@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from trivet.errors import ConfigError, shown
+from trivet.engine.shown import shown
+from trivet.errors import ConfigError
 
 UNITS = {
     "B": 1,
