@@ -1,6 +1,6 @@
 """The model in NumPy float64, with the roundings of the packed arithmetic and no other: the slow twin of a whole step.
 
-It follows DESIGN.md's equations: weights as unpacked, activations rounded to bf16 or quantized to int8 a token,
+It follows the model's equations: weights as unpacked, activations rounded to bf16 or quantized to int8 a token,
 queries in bf16, keys and values as stored, attention weights in bf16 against the running maximum of 128-key steps.
 Everything between is exact to float64, so what differs from the core is float32 rounding, and a rare value that such
 an error carries over a rounding boundary.

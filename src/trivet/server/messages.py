@@ -43,8 +43,8 @@ def template_variables(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _message(message: dict[str, Any], where: str) -> dict[str, Any]:
     for key, value in message.items():
-        if key in EMPTY and not value:
-            continue
+        if value is None or (key in EMPTY and not value):
+            continue  # clients send answers back with every field that they know of
         if key in EMPTY:
             raise _refused(f"`{where}.{key}` cannot be honoured: text is the only kind of content")
         if key not in KEYS:
