@@ -360,6 +360,20 @@ def test_an_error_has_an_id_that_the_log_has_too(
     assert message.endswith(f", {request_id}") and f" {status} " in message
 
 
+def test_a_mistake_of_ours_has_an_id_too(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a planted bug")
+
+    caplog.set_level("INFO", "trivet.server")
+    monkeypatch.setattr(openai, "parse", broken)
+    reply = http.post(COMPLETIONS, json={"prompt": "a"})
+    message = refused(reply, 500, code="internal_error")
+    assert "planted" not in message and "log has the details" in message
+    assert " 500 " in logged(caplog, reply.headers["x-request-id"])[0]
+
+
 def test_a_path_cannot_forge_a_line_of_the_log(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "trivet.server")
     http.get("/v1/x%0d%0aGET%20/admin%20200")

@@ -88,7 +88,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        status = 500
+        status: int | None = None
 
         state = scope.setdefault("state", {})
         state["request_id"] = uuid.uuid4().hex
@@ -108,7 +108,12 @@ class Gate:
                 await error_response(error)(scope, receive, counting)
             else:
                 await self._app(scope, receive, counting)
+        except Exception as error:  # a mistake of ours, which who stands outside of this logs
+            if status is None:
+                await error_response(error)(scope, receive, counting)
+            raise
         finally:
+            status = status or 500
             seconds = time.monotonic() - started
             handler = _handler(scope["path"])
             self._serving.metrics.http(handler, scope["method"], status, seconds)

@@ -105,6 +105,13 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(last_words)  # else it would stand in the middle of an answer
+        self._close()
+
+    def _close(self) -> None:
+        """Ends the connection; what still works on an answer is told as if the client had left."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
     def _feed(self, data: bytes) -> None:
@@ -185,4 +192,4 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.pipeline or self.flow.read_paused:  # it waits for us: an answer before it is still on its way
             self._timer = self.loop.call_later(MESSAGE_TIMEOUT_S, self._too_slow)
         else:
-            self.transport.close()
+            self._close()
