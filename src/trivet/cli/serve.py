@@ -83,9 +83,7 @@ def serve(server: ServerConfig, engine: EngineConfig, milestones: Milestones, *,
     name = server.served_model_name or name_of(path)
     report = (JsonReport if as_json else PrintedReport)(server, name, milestones)
     loader = Loader(engine, model_name=name, in_process=server.in_process, milestones=milestones)
-    return run_server(
-        server, sock, loader, model_name=name, model_path=path, reporter=report, milestones=milestones
-    )
+    return run_server(server, sock, loader, model_name=name, model_path=path, reporter=report, milestones=milestones)
 
 
 def name_of(path: str) -> str:
