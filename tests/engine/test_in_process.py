@@ -239,6 +239,8 @@ def test_after_three_failed_steps_in_a_row_the_loop_gives_up(client, listener, c
         listener.wait_finished(f"bug{i}")
     client._loop.join(5)
     assert not client.alive
+    kinds = [failed.kind for i in range(3) if (failed := listener.failed(f"bug{i}")) is not None]
+    assert kinds == ["EngineDied", "EngineDied", "EngineGone"], "sending the third again is of no use"
     client.submit(request("late"))
     listener.wait_finished("late")
     failed = listener.failed("late")

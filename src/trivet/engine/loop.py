@@ -220,6 +220,11 @@ class EngineLoop:
         """
         log.error("an engine step failed; %d open requests end with it", len(self._open), exc_info=error)
         engine = None if give_up else self._make_anew()
+        if engine is None and not self._is_replaced:
+            error = EngineGone(
+                f"the engine failed with {type(error).__name__}: {error}, and stops after repeated failures",
+                hint="see the log, then restart it",
+            )
         with self._changing:
             if engine is None:
                 self._broken = self._stopping = True
