@@ -61,8 +61,16 @@ def environment() -> str:
 
 
 def errors() -> str:
-    """docs/reference/errors.md, from the class tree of errors.py."""
+    """docs/reference/errors.md, from the class tree of errors.py and the table of statuses in server/errors.py."""
     import trivet.errors
+    import trivet.server.errors as served
+
+    def when(cls: type[BaseException]) -> str:
+        words = {
+            BaseException: "A mistake in Trivet; its log has the details.",
+            trivet.errors.TrivetError: "Any other.",
+        }
+        return words.get(cls) or cls.__doc__ or ""
 
     tree = (trivet.errors.__doc__ or "").split("\n\n", 1)[1].rstrip()
     rows = [
@@ -73,7 +81,17 @@ def errors() -> str:
     return page(
         "Errors",
         "Every error that Trivet raises on purpose is a `trivet.errors.TrivetError`: `str()` is the message, `.hint` "
-        f"says what to do next.\n\n```text\n{tree}\n```\n\n" + table(("class", "is a", "when"), rows),
+        f"says what to do next.\n\n```text\n{tree}\n```\n\n"
+        + table(("class", "is a", "when"), rows)
+        + "\n## Over HTTP\n\nThe server has a few of its own; an error without a row is answered as the class it is a "
+        "case of.\n\n"
+        + table(
+            ("class", "status", "type", "code", "when"),
+            (
+                (f"`{cls.__name__}`", str(row.http), f"`{row.type}`", f"`{row.code}`" if row.code else "", when(cls))
+                for cls, row in served.STATUS.items()
+            ),
+        ),
     )
 
 

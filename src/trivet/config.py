@@ -30,6 +30,12 @@ def _check_at_least(where: str, value: int | None, least: int) -> None:
         raise ConfigError(f"`{where}` is {value}, but it must be {least} or more")
 
 
+def _check_seconds(where: str, value: float, *, above: bool = True, endless: bool = False) -> None:
+    """Raises ConfigError for what is negative (or 0, if it must be above), no number, or endless unless it may be."""
+    if not 0 <= value <= float("inf") or (above and value == 0) or (value == float("inf") and not endless):
+        raise ConfigError(f"`{where}` is {value:g}, but it must be {'above 0' if above else '0 or more'} seconds")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Which model, and in what form it is computed."""
@@ -39,7 +45,9 @@ class ModelConfig:
     ] = "demo"
     precision: Annotated[Precision, "auto: int8"] = "auto"
     group_size: Annotated[int, "weights that share a multiplier in int4: 32, 64 or 128"] = 32
-    max_context: Annotated[int | None, "longest prompt + output, in tokens; None: what the model was made for"] = None
+    max_context: Annotated[
+        int | None, "longest prompt + output, in tokens; unless said: what the model was made for"
+    ] = None
     generation_config: Annotated[Literal["auto", "none"], "none: ignore the model's own sampling defaults"] = "auto"
 
     def __post_init__(self) -> None:
@@ -56,7 +64,7 @@ class CacheConfig:
 
     block_size: Annotated[int, "tokens per block: 32, 64 or 128 (a tile of the matrix unit holds 32 keys)"] = 32
     memory_bytes: Annotated[
-        int | None, "None: what max_num_seqs full contexts need, at most a quarter of the machine or cgroup"
+        int | None, "unless said: what max_num_seqs full contexts need, at most a quarter of the machine or cgroup"
     ] = None
     dtype: Annotated[KvDtype, "how keys and values are stored"] = "bf16"
     prefix_caching: Annotated[bool, "share the KV of common prompt beginnings"] = True
@@ -79,15 +87,20 @@ class SchedulerConfig:
     max_tokens_per_step: Annotated[int, "token budget of a step: the most it may carry"] = 512
     itl_target_s: Annotated[
         float | None,
-        "running streams keep this inter-token latency while prompts come in: the budget shrinks to it; None: off",
+        "running streams keep this inter-token latency while prompts come in: the budget shrinks; `None`: off",
     ] = 0.2
-    max_waiting: Annotated[int, "requests that may wait; one more is refused with 429"] = 256
+    max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = (
+        256
+    )
     max_wait_s: Annotated[float, "refuse at once what would wait longer than this, by the measured rate"] = 120.0
 
     def __post_init__(self) -> None:
         _check_at_least("scheduler.max_num_seqs", self.max_num_seqs, 1)
         _check_at_least("scheduler.max_tokens_per_step", self.max_tokens_per_step, 1)
         _check_at_least("scheduler.max_waiting", self.max_waiting, 0)
+        _check_seconds("scheduler.max_wait_s", self.max_wait_s, endless=True)
+        if self.itl_target_s is not None:
+            _check_seconds("scheduler.itl_target_s", self.itl_target_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +110,7 @@ class EngineConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    threads: Annotated[int | None, "compute threads; None: what affinity mask and CPU quota allow"] = None
+    threads: Annotated[int | None, "compute threads; unless said: what affinity mask and CPU quota allow"] = None
 
     def __post_init__(self) -> None:
         _check_at_least("threads", self.threads, 1)
@@ -109,16 +122,34 @@ class ServerConfig:
 
     host: Annotated[str, "address to bind"] = "127.0.0.1"
     port: Annotated[int, "TCP port; 0: any free one"] = 8000
-    served_model_name: Annotated[str | None, "name in /v1/models; None: the last part of the path"] = None
+    served_model_name: Annotated[
+        str | None, "name in /v1/models; unless said: the last part of the path, and the path itself is accepted too"
+    ] = None
     api_keys: Annotated[tuple[str, ...], "accepted bearer tokens; empty: no check"] = ()
     in_process: Annotated[bool, "run the engine in the server's process instead of a child"] = False
     max_body_bytes: Annotated[int, "largest request body"] = 16 * 2**20
-    drain_s: Annotated[float, "after SIGTERM, running requests get this long"] = 30.0
+    max_bodies_bytes: Annotated[int, "request bodies in memory together; what comes beyond is refused with 429"] = (
+        256 * 2**20
+    )
+    max_connections: Annotated[
+        int, "open connections, fewer where the process may not open so many files; one more is refused with 503"
+    ] = 4096
+    drain_s: Annotated[float, "after SIGTERM, running requests get this long"] = 20.0
+    stall_s: Annotated[
+        float, "an engine that has work and has ended no step for this long is not healthy: /health answers 503"
+    ] = 300.0
     timings: Annotated[bool, "print how long each part of the start took"] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"`server.port` is {self.port}, but it must be between 0 and 65535")
+        if not all(key and key == key.strip() for key in self.api_keys):
+            raise ConfigError("`server.api_keys` has a key that is empty, or begins or ends with a blank")
+        _check_seconds("server.drain_s", self.drain_s, above=False)
+        _check_seconds("server.stall_s", self.stall_s)
+        _check_at_least("server.max_body_bytes", self.max_body_bytes, 1)
+        _check_at_least("server.max_bodies_bytes", self.max_bodies_bytes, self.max_body_bytes)
+        _check_at_least("server.max_connections", self.max_connections, 1)
 
 
 def setting_help(cls: type, name: str) -> str:

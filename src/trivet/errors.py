@@ -6,9 +6,10 @@ TrivetError
 ├── InvalidRequest       a request asks for something that is not possible; `param` names the field
 │   └── ContextTooLong   prompt (and what it asks for) does not fit the context
 ├── Overloaded           cannot be served in time; `retry_after_s` says when to come back
+│   └── NotReady         nothing is served just now: starting, restarting or stopping
 ├── EngineDied           the engine process ended; open requests end with this
+│   └── EngineGone       and it is not started again
 ├── CacheError           the cache folder cannot hold what is needed
-├── MissingExtra         a part of Trivet that is installed separately is not there
 └── UnsupportedCpu       this CPU (or this build) cannot run what was asked for
 """
 
@@ -55,16 +56,20 @@ class Overloaded(TrivetError):
         self.retry_after_s = retry_after_s
 
 
+class NotReady(Overloaded):
+    """The engine is starting, restarting or stopping; come back after `retry_after_s` seconds."""
+
+
 class EngineDied(TrivetError):
     """The engine process ended while a request was open."""
 
 
+class EngineGone(EngineDied):
+    """The engine ended and is not started again: a person has to look."""
+
+
 class CacheError(TrivetError):
     """The cache folder cannot hold what is needed."""
-
-
-class MissingExtra(TrivetError):
-    """A part of Trivet that is installed separately is not there."""
 
 
 class UnsupportedCpu(TrivetError):

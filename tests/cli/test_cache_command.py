@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from checkpoints import make_checkpoint
-from trivet.cli.cache import parse_size
 from trivet.cli.main import main
-from trivet.errors import ConfigError
 from trivet.models.packing import load_packed
 
 
@@ -86,22 +84,32 @@ def test_limit_removes_what_was_not_used_for_longest(cached: Path, capsys: pytes
     assert trivet_cache(capsys, "limit", "none")[0] == "no limit\n"
 
 
-def test_impossible_limit(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("plenty", "`limit` is 'plenty', but it must be a size\nhint: write it as 20GiB"),
+        ("20", "`limit` is '20', but it must have a unit\nhint: write it as 20GiB"),
+    ],
+)
+def test_impossible_limit(cached: Path, capsys: pytest.CaptureFixture[str], size: str, said: str) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["cache", "limit", "plenty"])
-    assert caught.value.code == 1
-    assert "error: the cache limit is 'plenty', but it must be a size such as 20GiB" in capsys.readouterr().err
+        main(["cache", "limit", size])
+    assert caught.value.code == 2
+    assert f"error: {said}" in capsys.readouterr().err
+    assert len(list(cached.glob("*.trivet"))) == 2, "nothing was removed"
 
 
-def test_sizes() -> None:
-    assert [parse_size(text) for text in ("2", "2GiB", "1.5 gib", "500MiB", "3GB", "0")] == [
-        2**31,
-        2**31,
-        3 * 2**29,
-        500 * 2**20,
-        3 * 10**9,
-        0,
-    ]
-    for text in ("", "GiB", "-1", "5 lightyears", "nan", "inf", "1e30", "1 2"):
-        with pytest.raises(ConfigError, match="the cache limit is"):
-            parse_size(text)
+@pytest.mark.parametrize(("size", "shown"), [("1TB", "931.323 GiB\n"), ("500000KB", "0.466 GiB\n")])
+def test_units_are_those_of_every_size(cached: Path, capsys: pytest.CaptureFixture[str], size: str, shown: str) -> None:
+    assert trivet_cache(capsys, "limit", size)[0] == shown
+
+
+def test_ctrl_c_is_130(cached: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trivet.formats.cache.clear", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(["cache", "clear"])
+    assert caught.value.code == 130
+    assert "interrupted" in capsys.readouterr().err

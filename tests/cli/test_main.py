@@ -126,18 +126,20 @@ def test_only_the_chosen_command_is_imported() -> None:
         "('starlette', 'uvicorn', 'numpy', 'trivet._core', 'rich', 'tokenizers', 'asyncio')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["trivet.cli.environment", "trivet.cli.main", "trivet.cli.serve"]
+    assert done.stdout.split() == [f"trivet.cli.{name}" for name in ("environment", "main", "serve", "usage")]
 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("2GiB", 2**31), ("500MB", 5 * 10**8), ("1.5 gib", 3 * 2**29), ("64K", 2**16), ("1073741824", 2**30), ("7B", 7)],
+    [("2GiB", 2**31), ("500MB", 5 * 10**8), ("1.5 gib", 3 * 2**29), ("64K", 2**16), ("1TB", 10**12), ("7B", 7)],
 )
 def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "2 apples", "-1GiB", "0", "1e9"])
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "2 apples", "-1GiB", "0", "0B", "1e9", "20", "1 2", "9" * 400 + "B", "inf"]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ConfigError, match="`memory` is "):
         parse_size(text, "memory")

@@ -75,18 +75,20 @@ def test_timings_go_to_stderr(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "status", "message"),
     [
-        (["/no/such/folder", "x"], "/no/such/folder"),
-        (["demo", "x", "--precision", "int3"], "`model.precision` is 'int3'"),
-        (["demo", "x", "--temperature", "-1"], "`temperature` is -1.0"),
-        (["demo", "", *SMALL], "no tokens"),
-        (["demo", "x " * 3000, *SMALL], "512"),
-        (["demo", "x", "--max-tokens", "5000", *SMALL], "`max_tokens` asks for 5,000"),
+        (["/no/such/folder", "x"], 1, "/no/such/folder"),
+        (["demo", "x", "--precision", "int3"], 2, "`model.precision` is 'int3'"),
+        (["demo", "x", "--temperature", "-1"], 2, "`temperature` is -1.0"),
+        (["demo", "x", "--group-size", "33"], 2, "`model.group_size` is 33"),
+        (["demo", "x", "--kv-precision", "fp8"], 2, "`cache.dtype` is 'fp8'"),
+        (["demo", "", *SMALL], 1, "no tokens"),
+        (["demo", "x " * 3000, *SMALL], 1, "512"),
+        (["demo", "x", "--max-tokens", "5000", *SMALL], 1, "`max_tokens` asks for 5,000"),
     ],
 )
-def test_what_cannot_be_is_one_clear_error(arguments, message, capsys):
-    assert run(*arguments) == 1
+def test_what_cannot_be_is_one_clear_error(arguments, status, message, capsys):
+    assert run(*arguments) == status
     out, err = capsys.readouterr()
     assert out == "" and "error: " in err and message in err and "Traceback" not in err
 

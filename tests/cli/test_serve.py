@@ -18,6 +18,7 @@ import openai
 import psutil
 import pytest
 
+from trivet.cli.main import main
 from trivet.cli.serve import name_of, read_keys
 from trivet.errors import ConfigError
 
@@ -33,8 +34,9 @@ class Serving:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.process.communicate()[1]
+        for event in ("loading", "ready"):
+            line = self.process.stdout.readline()
+            assert line and json.loads(line)["event"] == event, self.process.communicate()[1]
         self.ready: dict[str, Any] = json.loads(line)
         self.url: str = self.ready["url"]
 
@@ -232,8 +234,6 @@ def refused(*arguments: str) -> tuple[int, str]:
     ("arguments", "said"),
     [
         (["no/such/model/here"], "error: `model.path` is 'no/such/model/here'"),
-        (["demo", "--precision", "int3"], "error: `model.precision` is 'int3'"),
-        (["demo", "--memory", "lots"], "error: `memory` is 'lots', but it must be a size\nhint: "),
         (["demo", "--max-context", "9999"], "error: `model.max_context` is 9,999"),
     ],
 )
@@ -243,15 +243,41 @@ def test_what_cannot_start_says_why(arguments: list[str], said: str, cache_dir: 
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--precision", "int3"], "error: `model.precision` is 'int3'"),
+        (["--group-size", "33"], "error: `model.group_size` is 33, but it must be 32, 64 or 128"),
+        (["--memory", "lots"], "error: `memory` is 'lots', but it must be a size\nhint: "),
+        (["--memory", "20"], "error: `memory` is '20', but it must have a unit\nhint: "),
+        (["--drain-s", "nan"], "error: `server.drain_s` is nan, but it must be 0 or more seconds"),
+        (["--drain-s", "-1"], "error: `server.drain_s` is -1, but it must be 0 or more seconds"),
+        (["--stall-s", "0"], "error: `server.stall_s` is 0, but it must be above 0 seconds"),
+        (["--stall-s", "inf"], "error: `server.stall_s` is inf, but it must be above 0 seconds"),
+        (["--port", "70000"], "error: `server.port` is 70000"),
+        (["--api-key", " "], "error: `--api-key` is empty"),
+    ],
+)
+def test_a_flag_with_a_value_it_cannot_have_is_used_wrongly(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", *arguments])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_name_is_the_last_part_of_the_path(tmp_path: Path) -> None:
     assert (name_of("demo"), name_of("Qwen/Qwen3-0.6B")) == ("demo", "Qwen3-0.6B")
     assert name_of(f"{tmp_path}/") == tmp_path.name
+    (tmp_path / "current").symlink_to(tmp_path)
+    assert name_of(str(tmp_path / "current")) == "current", "the name that was given, not what a link leads to"
 
 
 def test_keys_come_from_flags_and_a_file(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\nfirst\n\n  second  \n")
-    assert read_keys(["flag"], file) == ("flag", "first", "second")
+    assert read_keys([" flag "], file) == ("flag", "first", "second")
     assert read_keys([], None) == ()
     file.write_text("# none\n")
     with pytest.raises(ConfigError, match="there is no key in it"):

@@ -31,6 +31,7 @@ def request(
     priority: int = 0,
     salt: str = "",
     return_logits: bool = False,
+    prompt_only: bool = False,
     deadline_s: float | None = None,
     **sampling: object,
 ) -> EngineRequest:
@@ -45,6 +46,7 @@ def request(
         priority=priority,
         cache_salt=salt,
         return_logits=return_logits,
+        prompt_only=prompt_only,
         deadline_s=deadline_s,
     )
 

@@ -8,6 +8,8 @@ import signal
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from trivet.config import EngineConfig
 from trivet.engine.messages import (
     Accepted,
@@ -132,6 +134,10 @@ class FakeAssembled:
         self.closed = False
         self.info = INFO
         path = "fake" if config is None else config.model.path
+        if path.startswith("changing:"):  # another model at each start
+            with open(path.partition(":")[2], "a+") as starts:
+                starts.write("x")
+                self.info = msgspec.structs.replace(INFO, fingerprint=f"fp_{starts.tell()}")
         if path == "broken":
             raise ModelFormatError("`broken` is broken", hint="mend it")
         if path == "dies":

@@ -88,6 +88,22 @@ def test_logits_alone_need_no_room_for_an_answer() -> None:
     assert driver.refuse(request(prompt=64, max_tokens=1)).kind == "ContextTooLong"
 
 
+def test_scores_of_a_prompt_alone_need_no_room_for_an_answer() -> None:
+    driver = Driver(FakeRunner(max_context=64, num_blocks=2))
+    driver.add(request(prompt=64, max_tokens=1, prompt_only=True, prompt_logprobs=0))
+    driver.run()
+    logprobs = driver.prompts["r"].logprobs
+    assert logprobs is not None and len(logprobs) == 64 and None not in logprobs[1:]
+    for wrong in ({"prompt": 64, "max_tokens": 2}, {"prompt": 65, "max_tokens": 1}):
+        assert driver.refuse(request(prompt_only=True, **wrong)).kind == "ContextTooLong"
+
+
+@pytest.mark.parametrize("deadline_s", [0.0, -1.0, 86_401.0, float("inf"), float("nan")])
+def test_a_deadline_is_within_a_day(deadline_s: float) -> None:
+    failure = Driver(FakeRunner()).refuse(request(deadline_s=deadline_s))
+    assert failure.kind == "InvalidRequest" and failure.param == "deadline_s" and "86,400" in failure.message
+
+
 def test_logits_beyond_two_gib_are_refused() -> None:
     failure = Driver(FakeRunner(vocab_size=2**21)).refuse(request(prompt=300, max_tokens=1, return_logits=True))
     assert failure.kind == "InvalidRequest" and "2,147,483,648" in failure.message
@@ -116,6 +132,31 @@ def test_one_more_than_may_wait_is_refused() -> None:
     assert driver.engine.stats().requests_rejected == 2
     driver.run()
     driver.add(request("r5"))
+
+
+def test_each_of_n_sequences_waits() -> None:
+    driver = Driver(max_num_seqs=2, max_waiting=6)
+    driver.add(request("r0", n=4), request("r1", n=4))  # two of eight can start
+    failure = driver.refuse(request("r2"))
+    assert failure.kind == "Overloaded" and "2 requests with 8 sequences are waiting" in failure.message
+    driver.run()
+    driver.add(request("r2"))
+
+
+def test_a_turnover_is_of_sequences() -> None:
+    admission = gate(max_wait_s=4.0, max_waiting=9)
+    admission.report(num_free_slots=0, prefill_per_s=0.0, finished_per_s=2.0)
+    accepted(admission, "a", prompt=1, n=8)
+    failure = refused(admission, "b", prompt=1)
+    assert "4.5 s" in failure.message
+
+
+@pytest.mark.parametrize("seed", [-3, 0, 2**64 - 1, -(2**63)])
+def test_a_seed_is_reported_as_it_was_sent(seed: int) -> None:
+    admission = gate()
+    answer = admission.check(request("a", seed=seed))
+    assert isinstance(answer, Accepted) and answer.seed == seed
+    assert admission.decision("a")[0] == seed % 2**64
 
 
 def test_nobody_may_wait_but_who_can_start_may_come() -> None:

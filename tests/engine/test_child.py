@@ -19,7 +19,7 @@ from trivet.engine.child import ChildProcessClient, ChildState
 from trivet.engine.in_process import InProcessClient
 from trivet.engine.messages import EngineInfo, EngineStats
 from trivet.engine.restart_policy import RestartPolicy
-from trivet.errors import EngineDied, ModelFormatError, Overloaded
+from trivet.errors import EngineDied, EngineGone, ModelFormatError, NotReady
 
 HERE = Path(__file__).parent
 COMMAND = (sys.executable, str(HERE / "fake_child.py"))
@@ -116,7 +116,7 @@ def test_before_the_first_start_only_so_many_wait_as_the_engine_would_let_wait(l
     listener.wait_finished("r3", "r4")
     for i in (3, 4):
         failed = listener.failed(f"r{i}")
-        assert failed is not None and failed.kind == "Overloaded" and "starting" in failed.message
+        assert failed is not None and failed.kind == "NotReady" and "starting" in failed.message
         assert "3" in failed.message and failed.retry_after_s is not None and failed.retry_after_s >= 1
     client.cancel("r0")
     client.submit(request("r5"))  # there is room again
@@ -182,13 +182,34 @@ def test_an_engine_that_keeps_dying_is_left_dead(listener):
     for i in range(3):
         client.submit(request(f"r{i}", chr(CRASH)))
         listener.wait_finished(f"r{i}")
-    with pytest.raises(EngineDied, match=r"died 3 times in a row, the last time because .* SIGSEGV"):
+    with pytest.raises(EngineGone, match=r"died 3 times in a row, the last time because .* SIGSEGV"):
         client.wait_ready(20)
     assert client.state is ChildState.GAVE_UP and client.pid is None
+    last = listener.failed("r2")
+    assert last is not None and last.kind == "EngineGone" and last.hint is not None and "not started" in last.hint
+    assert client.stats() is None, "the numbers of the dead are nobody's"
     client.submit(request("late"))
     listener.wait_finished("late")
     late = listener.failed("late")
-    assert late is not None and late.kind == "EngineDied" and "3 times" in late.message
+    assert late is not None and late.kind == "EngineGone" and "3 times" in late.message
+    client.close()
+
+
+def test_a_restart_that_comes_back_as_another_model_is_not_served(listener, tmp_path):
+    client = start(f"changing:{tmp_path / 'starts'}")
+    client.set_listener(listener)
+    assert client.wait_ready(20).fingerprint == "fp_1"
+    client.submit(request("a", chr(CRASH)))
+    client.submit(request("b"))
+    listener.wait_finished("a", "b")
+    with pytest.raises(EngineGone, match=r"another model: fp_2 .* instead of fp_1") as caught:
+        client.wait_ready(20)
+    assert caught.value.hint is not None and "was changed while it was served" in caught.value.hint
+    assert client.state is ChildState.GAVE_UP and client.info.fingerprint == "fp_1"
+    client.submit(request("late"))
+    listener.wait_finished("late")
+    late = listener.failed("late")
+    assert late is not None and late.kind == "EngineGone" and "another model" in late.message
     client.close()
 
 
@@ -206,12 +227,12 @@ def test_while_a_restart_takes_too_long_requests_are_refused_with_a_time(listene
     client.submit(request("c"))
     listener.wait_finished("c")
     failed = listener.failed("c")
-    assert failed is not None and failed.kind == "Overloaded"
+    assert failed is not None and failed.kind == "NotReady"
     assert failed.retry_after_s is not None and 25 < failed.retry_after_s < 35
     with pytest.raises(EngineDied, match=r"not ready after 0\.1 s"):
         client.wait_ready(0.1)
     client.close()
-    with pytest.raises(Overloaded, match="closing"):
+    with pytest.raises(NotReady, match="closing"):
         client.wait_ready(0.1)
 
 
@@ -230,7 +251,7 @@ def test_requests_that_wait_for_a_slow_restart_are_refused_after_hold_s(listener
     client.submit(request("a"))
     listener.wait_finished("a", n=1)
     failed = listener.failed("a")
-    assert failed is not None and failed.kind == "Overloaded" and "longer than usual" in failed.message
+    assert failed is not None and failed.kind == "NotReady" and "longer than usual" in failed.message
     gate.touch()
     client.wait_ready(20)
     client.submit(request("b"))
@@ -297,7 +318,7 @@ def test_drain_finishes_what_runs(client, listener):
     client.close()  # idempotent
     client.submit(request("late"))
     late = listener.failed("late")
-    assert late is not None and late.kind == "Overloaded" and "closing" in late.message
+    assert late is not None and late.kind == "NotReady" and "closing" in late.message
 
 
 def test_close_without_drain_fails_what_runs_and_ends_the_process(client, listener):

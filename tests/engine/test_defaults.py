@@ -68,12 +68,13 @@ def test_what_does_not_fit_is_refused_with_the_numbers(num_prompt, sampling, par
         assert number in str(caught.value)
 
 
-def test_logits_alone_need_no_room_for_an_answer():
+@pytest.mark.parametrize("wanted", ["return_logits", "prompt_only"])
+def test_a_prompt_alone_needs_no_room_for_an_answer(wanted):
     one = SamplingParams(max_tokens=1)
-    assert make_request("id", [1] * 100, one, defaults({}), return_logits=True).sampling.max_tokens == 1
+    assert make_request("id", [1] * 100, one, defaults({}), **{wanted: True}).sampling.max_tokens == 1
     for prompt, params in (([1] * 101, one), ([1] * 100, SamplingParams(max_tokens=2))):
         with pytest.raises(ContextTooLong):
-            make_request("id", prompt, params, defaults({}), return_logits=True)
+            make_request("id", prompt, params, defaults({}), **{wanted: True})
 
 
 def test_stop_ids_are_the_eos_set_and_what_was_asked_for():

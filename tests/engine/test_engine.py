@@ -85,7 +85,7 @@ def test_a_drawn_seed_is_reported_and_repeats_the_tokens() -> None:
 def test_a_negative_seed_is_its_unsigned_twin() -> None:
     driver = Driver()
     driver.add(request("a", temperature=1.0, seed=-1), request("b", temperature=1.0, seed=2**64 - 1))
-    assert driver.seeds == {"a": 2**64 - 1, "b": 2**64 - 1}
+    assert driver.seeds == {"a": -1, "b": 2**64 - 1}, "as they were sent"
     driver.run()
     assert driver.tokens("a") == driver.tokens("b")
 
@@ -291,6 +291,14 @@ def test_a_deadline_that_passes_fails_the_request() -> None:
     assert driver.failures["late"].kind == "Overloaded" and "0.1 s" in driver.failures["late"].message
     assert driver.tokens("calm") == greedy(8, 20)
     assert len(driver.tokens("early")) == 8
+
+
+def test_deadlines_of_finished_requests_are_not_kept() -> None:
+    driver = Driver(FakeRunner())
+    for i in range(500):
+        driver.add(request(f"r{i}", 5, deadline_s=3600.0, max_tokens=1))
+        driver.run()
+    assert len(driver.engine._deadlines) <= 66
 
 
 def test_a_deadline_does_not_outlive_its_request() -> None:

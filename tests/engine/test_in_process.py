@@ -239,10 +239,12 @@ def test_after_three_failed_steps_in_a_row_the_loop_gives_up(client, listener, c
         listener.wait_finished(f"bug{i}")
     client._loop.join(5)
     assert not client.alive
+    kinds = [failed.kind for i in range(3) if (failed := listener.failed(f"bug{i}")) is not None]
+    assert kinds == ["EngineDied", "EngineDied", "EngineGone"], "sending the third again is of no use"
     client.submit(request("late"))
     listener.wait_finished("late")
     failed = listener.failed("late")
-    assert failed is not None and failed.kind == "EngineDied" and "repeated failures" in failed.message
+    assert failed is not None and failed.kind == "EngineGone" and "repeated failures" in failed.message
 
 
 def test_a_listener_that_raises_does_not_stop_the_engine(assembled, caplog):
@@ -271,12 +273,12 @@ def test_close_with_drain_finishes_what_runs_and_refuses_what_comes(assembled, l
     closer.join(10)
     assert listener.tokens("a") == continuation(7, 0, 6)
     late = listener.failed("late")
-    assert late is not None and late.kind == "Overloaded"
+    assert late is not None and late.kind == "NotReady"
     assert assembled.closed and not client.alive
     client.close()  # idempotent
     client.submit(request("later"))
     later = listener.failed("later")
-    assert later is not None and later.kind == "Overloaded"
+    assert later is not None and later.kind == "NotReady"
 
 
 def test_close_without_drain_fails_what_runs(assembled, listener):

@@ -109,9 +109,3 @@ def test_a_failure_is_kept_as_the_error_it_stands_for(failed, kind):
     for name in ("retry_after_s", "param", "code"):
         if hasattr(b.error, name):
             assert getattr(b.error, name) == getattr(failed, name)
-
-
-def test_a_sequence_that_ended_with_an_error_fails_the_request():
-    b = builder()
-    b.on_event(tokens("", finish_reason=FinishReason.ERROR))
-    assert isinstance(b.error, EngineDied)

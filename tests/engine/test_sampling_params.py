@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from trivet.engine.sampling_params import SamplingParams
+from trivet.engine.shown import shown
 from trivet.errors import InvalidRequest
 
 
@@ -55,6 +57,29 @@ def test_what_is_refused_is_shown_in_short() -> None:
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(stop_token_ids=tuple(range(100_000, -2, -1)))
     assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize("stop", ["x" * 4097, ("x" * 2048, "y" * 2049), ("x",) * 129], ids=range(3))
+def test_stop_strings_are_bounded(stop: Any) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"at most 128, all non-empty, together at most 4,096 characters"
+    ) as caught:
+        SamplingParams(stop=stop)
+    assert len(caught.value.message) < 300
+    SamplingParams(stop=("x" * 4096,))
+    SamplingParams(stop=("x",) * 128)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10**7, 10**5000, {str(i): i for i in range(10**5)}, [[["y" * 10**6]]] * 10**5, object(), "é" * 101],
+    ids=range(6),
+)
+def test_a_value_is_shown_in_short(value: Any) -> None:
+    began = time.thread_time()
+    assert len(shown(value)) <= 105
+    assert time.thread_time() - began < 0.02
+    assert shown([1, "a", None]) == "[1, 'a', None]"
 
 
 def test_a_string_is_one_stop_and_lists_become_tuples() -> None:

@@ -111,6 +111,17 @@ def test_incomplete_download_is_completed(tmp_path: Path) -> None:
         assert hub.fetched() == {shard.name} and shard.exists()
 
 
+def test_a_download_that_lacks_the_tokenizer_is_completed(tmp_path: Path) -> None:
+    with serve(make_checkpoint(tmp_path / "source", "llama")) as hub:
+        found = Path(find("org/tiny", hub, tmp_path / "hf"))
+        tokenizer = found / "tokenizer.json"
+        tokenizer.resolve().unlink()
+        tokenizer.unlink()
+        hub.requests.clear()
+        assert Path(find("org/tiny", hub, tmp_path / "hf")) == found
+        assert hub.fetched() == {"tokenizer.json"} and tokenizer.exists()
+
+
 def test_hub_errors_are_named(tmp_path: Path) -> None:
     with serve(tmp_path) as hub:
         assert find("org/none", hub, tmp_path / "hf").startswith(

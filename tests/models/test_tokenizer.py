@@ -49,7 +49,7 @@ def backend(kind: str) -> Backend:
 
 def id_of(tokenizer: Tokenizer, token: str) -> int:
     """The id of a token that is there."""
-    found = tokenizer.token_id(token)
+    found = tokenizer._backend.token_to_id(token)
     assert found is not None
     return found
 
@@ -134,8 +134,8 @@ def test_text_survives_the_way_there_and_back(tmp_path: Path) -> None:
 def test_special_ids(tmp_path: Path) -> None:
     tokenizer = byte_level(tmp_path)
     assert tokenizer.special_ids == frozenset(range(len(SPECIALS)))
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 0, None)
-    assert tokenizer.vocab_size == 320 and tokenizer.token_id(EOS) == 0 and tokenizer.token_id("none") is None
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 0)
+    assert tokenizer.vocab_size == 320
     assert tokenizer.decode([0, 1], skip_special_tokens=False) == EOS + BOS and tokenizer.decode([0, 1]) == ""
     edit_json(tmp_path / "tokenizer_config.json", eos_token={"content": BOS, "special": True}, bos_token="none")
     changed = Tokenizer.from_folder(tmp_path)

@@ -26,6 +26,9 @@ class Told:
     is_ready: threading.Event = field(default_factory=threading.Event)
     lines: list[tuple[str, object]] = field(default_factory=list)
 
+    def loading(self, model: str, url: str) -> None:
+        self.lines.append(("loading", model))
+
     def ready(self, backend: Backend, url: str) -> None:
         self.lines.append(("ready", url))
         self.is_ready.set()
@@ -86,7 +89,8 @@ class Server:
         try:
             self.status = run_server(
                 self._config, self._sock, self._load,
-                model_name="scripted", reporter=self.told, milestones=Milestones(), on_start=keep,
+                model_name="scripted", model_path="some/scripted", reporter=self.told, milestones=Milestones(),
+                on_start=keep,
             )  # fmt: skip
         except BaseException as error:
             self.error = error

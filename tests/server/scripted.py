@@ -48,6 +48,7 @@ class ByteTokenizer:
     """Ids are bytes; 256 is BOS, 257 EOS."""
 
     bos_id: int | None = BOS
+    special_ids = frozenset({BOS, EOS})
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         ids = list(text.encode())
@@ -118,6 +119,10 @@ class ScriptedClient:
     def stall(self) -> None:
         """Makes the engine look as if it had work and stood still."""
         self._stalled = msgspec.structs.replace(self._stats, time_s=time.monotonic() - 3600, num_running=1)
+
+    def idle_since(self, time_s: float) -> None:
+        """Makes the latest snapshot one of an engine that idles since then."""
+        self._stalled = msgspec.structs.replace(self._stats, time_s=time_s)
 
     def submit(self, request: EngineRequest) -> None:
         self.requests.append(request)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import INFO
 
 from trivet.errors import InvalidRequest
 from trivet.server.bodies import HARMLESS, NEUTRAL, ChatBody, CompletionBody, parse, prompts_of
@@ -34,7 +35,7 @@ MESSAGE = st.dictionaries(st.sampled_from(["role", "content", "name", "x"]), PAR
 @given(BODIES | LIKELY_BODIES)
 def test_any_completion(fields: dict[str, Any]) -> None:
     with suppress(InvalidRequest):
-        body = parse(json.dumps({"prompt": "a", **fields}).encode(), CompletionBody)
+        body = parse(json.dumps({"prompt": "a", **fields}).encode(), CompletionBody, INFO)
         wanted = completion_wanted(body, 260)
         assert prompts_of(body, 260)
         assert msgspec.msgpack.encode(msgspec.structs.replace(wanted.sampling, max_tokens=1, min_tokens=0)), (
@@ -48,7 +49,7 @@ def test_any_completion(fields: dict[str, Any]) -> None:
 @given(BODIES | LIKELY_BODIES, st.lists(MESSAGE, max_size=3))
 def test_any_chat(fields: dict[str, Any], messages: list[Any]) -> None:
     with suppress(InvalidRequest):
-        body = parse(json.dumps({"messages": messages, **fields}).encode(), ChatBody)
+        body = parse(json.dumps({"messages": messages, **fields}).encode(), ChatBody, INFO)
         chat_wanted(body, 260)
         assert all(isinstance(message["content"], str) for message in chat_messages(body.messages))
 
@@ -79,7 +80,7 @@ def test_json_that_is_none(raw: bytes, said: str) -> None:
 
 def test_a_long_value_is_shortened_in_the_message() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse(msgspec.json.encode({"prompt": "a", "seed": "x" * 1000}), CompletionBody)
+        parse(msgspec.json.encode({"prompt": "a", "seed": "x" * 1000}), CompletionBody, INFO)
     assert len(caught.value.message) < 120
     assert "..." in caught.value.message
 
@@ -87,6 +88,6 @@ def test_a_long_value_is_shortened_in_the_message() -> None:
 def test_every_neutral_value_is_taken_and_every_other_refused() -> None:
     for name, (accepted, _) in NEUTRAL.items():
         for value in accepted:
-            parse(msgspec.json.encode({"prompt": "a", name: value}), CompletionBody)
+            parse(msgspec.json.encode({"prompt": "a", name: value}), CompletionBody, INFO)
         with pytest.raises(InvalidRequest, match=f"`{name}` cannot be honoured"):
-            parse(msgspec.json.encode({"prompt": "a", name: "something else"}), CompletionBody)
+            parse(msgspec.json.encode({"prompt": "a", name: "something else"}), CompletionBody, INFO)

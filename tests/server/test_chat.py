@@ -59,7 +59,7 @@ def test_roles_and_text_parts(client: openai.OpenAI) -> None:
     messages = [
         {"role": "developer", "content": "be kind"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-        {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None},
+        {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None, "reasoning": None},
         {"role": "user", "content": "d"},
     ]
     rendered = "system: be kind\nuser: a\nb\nassistant: c\nuser: d"

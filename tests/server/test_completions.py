@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 from live_server import Server
-from scripted import BOS
+from scripted import BOS, EOS, MAX_CONTEXT
 
 
 def ask(client: openai.OpenAI, prompt: Any = "hello", **fields: Any) -> Any:
@@ -150,12 +150,31 @@ def test_echo_with_logprobs_scores_the_prompt(client: openai.OpenAI) -> None:
     assert choice.logprobs.text_offset == [0, 0, 1, 2]
 
 
+def test_offsets_are_those_of_the_text_that_was_sent(client: openai.OpenAI) -> None:
+    """Special tokens are left out of the text, so they take no room in it."""
+    [choice] = ask(
+        client, [BOS, 97, EOS, 98], max_tokens=3, echo=True, logprobs=0, extra_body={"ignore_eos": True}
+    ).choices
+    logprobs = choice.logprobs
+    assert logprobs.tokens == ["<bos>", "a", "<eos>", "b", "a", "b", "a"]
+    assert (choice.text, logprobs.text_offset) == ("ababa", [0, 0, 1, 1, 2, 3, 4])
+
+
 def test_echo_without_output_only_scores(client: openai.OpenAI) -> None:
     reply = ask(client, [97, 98], max_tokens=0, echo=True, logprobs=0)
     [choice] = reply.choices
     assert choice.text == "ab"
     assert choice.logprobs.token_logprobs == [None, -0.5]
     assert reply.usage.completion_tokens == 0
+
+
+def test_a_prompt_that_fills_the_context_can_be_scored(client: openai.OpenAI) -> None:
+    [choice] = ask(client, [97] * MAX_CONTEXT, max_tokens=0, echo=True, logprobs=0).choices
+    assert len(choice.logprobs.token_logprobs) == MAX_CONTEXT
+    with pytest.raises(openai.BadRequestError, match="4,097"):
+        ask(client, [97] * (MAX_CONTEXT + 1), max_tokens=0, echo=True, logprobs=0)
+    with pytest.raises(openai.BadRequestError, match="4,096"):
+        ask(client, [97] * MAX_CONTEXT, max_tokens=1)
 
 
 def test_token_ids_on_request(http: httpx.Client) -> None:

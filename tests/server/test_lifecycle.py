@@ -5,21 +5,31 @@ from __future__ import annotations
 import errno
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
 from live_server import Server
-from scripted import ScriptedClient, scripted_backend
+from scripted import ByteTokenizer, ScriptedClient, scripted_backend
 
-from trivet.config import ServerConfig
+from engine.fake_engine import BUG, CRASH, FakeAssembled
+from trivet.config import EngineConfig, ModelConfig, ServerConfig
+from trivet.engine.child import ChildProcessClient
+from trivet.engine.client import EngineClient
+from trivet.engine.in_process import InProcessClient
+from trivet.engine.restart_policy import RestartPolicy
 from trivet.errors import ConfigError, ModelFormatError
 from trivet.server.bind import bind
 from trivet.server.lifecycle import Loaded, url_of
+from trivet.server.loading import Loader
+from trivet.server.milestones import Milestones
 
 
 def test_health_answers_while_the_model_loads(start: Callable[..., Server]) -> None:
@@ -33,6 +43,7 @@ def test_health_answers_while_the_model_loads(start: Callable[..., Server]) -> N
     server = start(load=load, wait=False)
     with server.http() as http:
         assert http.get("/health").json()["status"] == "loading"
+        assert server.told.lines == [("loading", "some/scripted")]
         waiting = http.get("/ready")
         refused = http.post("/v1/completions", json={"prompt": "a"})
         for reply in (waiting, refused):
@@ -145,7 +156,12 @@ def test_a_busy_port_is_named(start: Callable[..., Server]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "said"), [("192.0.2.1", "is not an address of this machine"), ("no such host", "is not an address")]
+    ("host", "said"),
+    [
+        ("192.0.2.1", "is not an address of this machine"),
+        ("no such host", "is not an address"),
+        ("a..b", "is not an address"),
+    ],
 )
 def test_an_address_that_is_not_here(host: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -184,3 +200,56 @@ def test_health_sees_an_engine_that_no_longer_moves(start: Callable[..., Server]
         ready = http.get("/ready")
         assert (ready.status_code, ready.json()["error"]["code"]) == (503, "engine_died")
         assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}).status_code == 200, "it may wait"
+
+
+def test_health_sees_a_first_step_that_hangs(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last snapshot says that the engine idles, and is old: what counts is the work that came since."""
+    monkeypatch.setattr("trivet.server.openai.HEADERS_AFTER_S", 0.01)
+    server = start(ServerConfig(port=0, stall_s=0.5))
+    server.client.idle_since(time.monotonic() - 3600)
+    with server.http() as http:
+        assert http.get("/health").json()["status"] == "ready"
+        began = time.monotonic()
+        with http.stream("POST", "/v1/completions", json={"prompt": "!hang", "stream": True}):
+            assert http.get("/health").status_code == 200, "that it idled for an hour says nothing"
+            while (reply := http.get("/health")).status_code == 200:
+                assert time.monotonic() < began + 10
+                time.sleep(0.02)
+        assert reply.json()["status"] == "stalled"
+        assert time.monotonic() >= began + 0.5
+
+
+FAKE_CHILD = Path(__file__).parent.parent / "engine" / "fake_child.py"
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+def test_an_engine_that_is_gone_for_good_is_told_as_such(start: Callable[..., Server], in_process: bool) -> None:
+    model = SimpleNamespace(generation_config={}, eos_ids=())
+
+    def load() -> Loaded:
+        config = EngineConfig(model=ModelConfig(path="fake"))
+        client: EngineClient
+        if in_process:
+            client = InProcessClient(FakeAssembled())
+        else:
+            policy = RestartPolicy(max_quick_deaths=3, first_delay_s=0.01)
+            client = ChildProcessClient(config, policy=policy, command=(sys.executable, str(FAKE_CHILD)))
+            client.wait_ready(20)
+        loader = Loader(config, model_name="fake", in_process=in_process, milestones=Milestones())
+        return loader._loaded(client, model, (ByteTokenizer(), None, None))  # type: ignore[arg-type]
+
+    server = start(load=load)
+    with server.http() as http:
+        for _ in range(3):
+            reply = http.post("/v1/completions", json={"prompt": [BUG if in_process else CRASH], "max_tokens": 2})
+            assert reply.status_code == 503
+        end = time.monotonic() + 10
+        while (health := http.get("/health")).status_code == 200:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert health.json()["status"] == "dead"
+        for reply in (http.get("/ready"), http.post("/v1/completions", json={"prompt": [70], "max_tokens": 2})):
+            assert reply.status_code == 503
+            assert reply.json()["error"]["code"] == "engine_died"
+            assert "retry-after" not in reply.headers, "nobody knows when"
+        assert "is not started again" in http.get("/ready").text

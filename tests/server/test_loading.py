@@ -12,12 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from trivet.config import EngineConfig, ModelConfig
+from trivet.config import EngineConfig, ModelConfig, ServerConfig
 from trivet.engine.child import ChildProcessClient
 from trivet.engine.in_process import InProcessClient
-from trivet.errors import ConfigError, ModelFormatError
+from trivet.errors import ConfigError, InvalidRequest, ModelFormatError
 from trivet.server.loading import Loader
 from trivet.server.milestones import Milestones
+from trivet.server.report import notes
 
 
 def loader(path: Path | str, *, in_process: bool = False) -> Loader:
@@ -69,6 +70,36 @@ def test_a_model_without_a_tokenizer(cache_dir: Path, chatty: Path, in_process: 
     with pytest.raises(ModelFormatError, match="no tokenizer"):
         loader(chatty, in_process=in_process)()
     assert psutil.Process().children() == []
+
+
+def test_a_fault_of_the_tokenizer_does_not_wait_for_the_weights(
+    cache_dir: Path, chatty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packing may take minutes; the engine's process, which here would start in a minute, is ended at once."""
+    (chatty / "tokenizer.json").write_text("{")
+    slow = (sys.executable, "-c", "import time; time.sleep(60)")
+    monkeypatch.setattr(
+        "trivet.engine.child.ChildProcessClient.__init__.__kwdefaults__", {"policy": None, "command": slow}
+    )
+    began = time.monotonic()
+    with pytest.raises(ModelFormatError, match="cannot be read"):
+        loader(chatty)()
+    assert time.monotonic() - began < 30
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_template_that_is_not_jinja_is_told_at_the_start(cache_dir: Path, chatty: Path, in_process: bool) -> None:
+    settings = json.loads((chatty / "tokenizer_config.json").read_text())
+    (chatty / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{% if %}"}))
+    loaded = loader(chatty, in_process=in_process)()
+    try:
+        [note] = [note for note in notes(loaded.backend, ServerConfig()) if "chat template" in note]
+        assert "is not valid: line 1" in note and "/v1/chat/completions answers 400" in note
+        with pytest.raises(InvalidRequest, match="is not valid: line 1"):
+            loaded.backend.encode_chat([{"role": "user", "content": "hi"}], {})
+    finally:
+        loaded.client.close()
 
 
 def test_a_model_that_is_not_there() -> None:

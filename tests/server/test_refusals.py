@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +13,8 @@ import pytest
 from live_server import Server
 from scripted import INFO
 
-from trivet.server import serving
+from trivet.config import ServerConfig
+from trivet.server import openai, serving
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 USER = [{"role": "user", "content": "hi"}]
@@ -99,6 +103,24 @@ def test_a_wrong_type_names_field_value_and_expected(
         (COMPLETIONS, {"allowed_token_ids": [-1]}, "allowed_token_ids", "token id -1"),
         (COMPLETIONS, {"priority": 10**30}, "priority", "between -1,000,000 and 1,000,000"),
         (COMPLETIONS, {"deadline_s": 0}, "deadline_s", "above 0 seconds"),
+        (COMPLETIONS, {"deadline_s": 1e9}, "deadline_s", "at most 86,400"),
+        (COMPLETIONS, {"logit_bias": {"1" * 5000: 1}}, "logit_bias", "keys are token ids"),
+        (COMPLETIONS, {"logit_bias": {str(i): 1 for i in range(261)}}, "logit_bias", "holds 261 token ids, but"),
+        (COMPLETIONS, {"stop_token_ids": [1] * 261}, "stop_token_ids", "holds 261 token ids, but"),
+        (COMPLETIONS, {"stop": ["a"] * 129}, "stop", "a list of at most 128"),
+        (COMPLETIONS, {"stop": "a" * 4097}, "stop", "at most 4,096 characters"),
+        (COMPLETIONS, {"prompt": [5] * 5000}, "prompt", "holds 5,000 token ids, but the context has 4,096"),
+        (COMPLETIONS, {"prompt": [[5], [5] * 5000]}, "prompt", "`prompt[1]` holds 5,000 token ids"),
+        (CHAT, {"messages": [{}] * 5000}, "messages", "holds 5,000 messages"),
+        (CHAT, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs", "`chat_template_kwargs.messages`"),
+        (CHAT, {"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "`chat_template_kwargs.self` cannot"),
+        (CHAT, {"chat_template_kwargs": {"tools": 1}}, "chat_template_kwargs", "`chat_template_kwargs.tools` cannot"),
+        (
+            CHAT,
+            {"chat_template_kwargs": {"add_generation_prompt": 1}},
+            "chat_template_kwargs",
+            "`chat_template_kwargs.add_generation_prompt` is 1, but it must be true or false",
+        ),
         (COMPLETIONS, {"seed": 2**64}, "seed", "64-bit"),
         (COMPLETIONS, {"stream_options": {"include_usage": True}}, "stream_options", "only allowed with `stream`"),
         (COMPLETIONS, {"prompt": ["a"] * 400}, "prompt", "holds 400 prompts, but at most 320"),
@@ -183,6 +205,62 @@ def test_a_bad_message_is_named(http: httpx.Client, message: dict[str, Any], sai
     assert said in refused(http.post(CHAT, json={"messages": [message]}), 400, param="messages")
 
 
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (COMPLETIONS, {"x" * 10**6: 1}),
+        (COMPLETIONS, {"model": "x" * 10**6}),
+        (COMPLETIONS, {"seed": "x" * 10**6}),
+        (COMPLETIONS, {"seed": [["x" * 10**5] * 9] * 2}),
+        (CHAT, {"messages": [{"role": "x" * 10**6}]}),
+        (CHAT, {"messages": [{"role": "user", "content": {"y": "x" * 10**6}}]}),
+        (CHAT, {"messages": [{"role": "user", "x" * 10**6: 1}]}),
+        (COMPLETIONS, {"stream_options": {"x" * 10**6: 1}}),
+    ],
+    ids=range(8),
+)
+def test_what_is_refused_is_not_sent_back_whole(http: httpx.Client, path: str, fields: dict[str, Any]) -> None:
+    base: dict[str, Any] = {"prompt": "a"} if path == COMPLETIONS else {"messages": USER}
+    reply = http.post(path, json={**base, **fields})
+    assert reply.status_code in (400, 404)
+    assert len(reply.content) < 1000
+    assert "xxx" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, {"prompt": ["y" * 4000] * 9}),
+        (CHAT, {"messages": [{"role": "user", "content": "y" * 9000}]}),
+        (COMPLETIONS, {"prompt": [7] * 4097, "echo": True}),
+    ],
+    ids=["many prompts", "a long chat", "ids"],
+)
+def test_what_takes_long_is_not_done_by_the_event_loop(
+    start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    """Whatever a body asks for: what counts is the size of all of it."""
+    threads: dict[str, set[int]] = {"loop": set(), "work": set()}
+    real_parse, real_read = openai.parse, openai.read_body
+
+    def parse(*args: Any) -> Any:
+        threads["work"].add(threading.get_ident())
+        return real_parse(*args)
+
+    async def read_body(*args: Any, **kwargs: Any) -> bytes:
+        threads["loop"].add(threading.get_ident())
+        return await real_read(*args, **kwargs)
+
+    monkeypatch.setattr(openai, "parse", parse)
+    monkeypatch.setattr(openai, "read_body", read_body)
+    server = start()
+    with server.http() as http:
+        http.post(path, json={**body, "max_tokens": 1})
+        assert not threads["work"] & threads["loop"]
+        http.post(COMPLETIONS, json={"prompt": "short"})
+        assert threads["work"] & threads["loop"], "a thread costs more than this"
+
+
 def test_a_missing_field(http: httpx.Client) -> None:
     assert "`prompt` is missing" in refused(http.post(COMPLETIONS, json={}), 400, param="prompt")
     assert "`messages` is missing" in refused(http.post(CHAT, json={}), 400, param="messages")
@@ -193,6 +271,14 @@ def test_an_unknown_model_is_answered_with_those_served(http: httpx.Client) -> N
     message = refused(reply, 404, code="model_not_found", param="model")
     assert "`gpt-4`" in message and "`scripted`" in message
     assert refused(http.get("/v1/models/gpt-4"), 404, code="model_not_found", param="model") == message
+
+
+def test_a_model_is_known_by_the_name_that_was_given(http: httpx.Client) -> None:
+    """A client may name the hub id, as with other servers; answers carry the served name."""
+    for name in ("scripted", "some/scripted"):
+        reply = http.post(COMPLETIONS, json={"model": name, "prompt": "a", "max_tokens": 1})
+        assert reply.json()["model"] == "scripted"
+        assert http.get(f"/v1/models/{name}").json()["id"] == "scripted"
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
@@ -250,6 +336,68 @@ def test_an_engine_that_dies_in_mid_stream(http: httpx.Client) -> None:
     events = reply.text.removesuffix("\n\n").split("\n\n")
     assert len(events) == 4
     assert '"error":{"message":"it was ended by SIGSEGV","type":"engine_error"' in events[-1]
+
+
+def logged(caplog: pytest.LogCaptureFixture, word: str) -> list[str]:
+    """The lines of the log with `word`, once there is one: a request is logged after its answer was sent."""
+    end = time.monotonic() + 10
+    while not (found := [message for message in caplog.messages if word in message]) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [(COMPLETIONS, 400), ("/v1/nothing", 404), ("/v1/models/none", 404), ("/health", 405)]
+)
+def test_an_error_has_an_id_that_the_log_has_too(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture, path: str, status: int
+) -> None:
+    caplog.set_level("INFO", "trivet.server")
+    reply = http.post(path, content=b"?") if path in (COMPLETIONS, "/health") else http.get(path)
+    assert reply.status_code == status
+    request_id = reply.headers["x-request-id"]
+    [message] = logged(caplog, request_id)
+    assert message.endswith(f", {request_id}") and f" {status} " in message
+
+
+def test_a_mistake_of_ours_has_an_id_too(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a planted bug")
+
+    caplog.set_level("INFO", "trivet.server")
+    monkeypatch.setattr(openai, "parse", broken)
+    reply = http.post(COMPLETIONS, json={"prompt": "a"})
+    message = refused(reply, 500, code="internal_error")
+    assert "planted" not in message and "log has the details" in message
+    assert " 500 " in logged(caplog, reply.headers["x-request-id"])[0]
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "trivet.server")
+    http.get("/v1/x%0d%0aGET%20/admin%20200")
+    [message] = logged(caplog, "/v1/x")
+    assert "\n" not in message and "'/v1/x\\r\\nGET /admin 200'" in message
+
+
+def test_bodies_together_are_bounded(start: Callable[..., Server]) -> None:
+    server = start(ServerConfig(port=0, max_body_bytes=1000, max_bodies_bytes=1500))
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    with server.http() as http:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head + b"{" * 900)
+            while http.get("/health").json()["open_requests"] == 0:
+                pass
+            reply = http.post(COMPLETIONS, json={"prompt": "x" * 700})
+            assert "request bodies of 900 bytes are being read, and at most 1,500" in refused(reply, 429)
+            assert reply.headers["retry-after"] == "1"
+            assert http.post(COMPLETIONS, json={"prompt": "x" * 100, "max_tokens": 1}).status_code == 200
+        while http.get("/health").json()["open_requests"] > 0:
+            pass
+        assert http.post(COMPLETIONS, json={"prompt": "x" * 700, "max_tokens": 1}).status_code == 200, (
+            "it is given back"
+        )
 
 
 def test_too_many_open_requests(start: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -23,6 +24,7 @@ def printed(config: ServerConfig, *, template: bool = True) -> str:
     milestones = Milestones()
     milestones.reach("http is up")
     report = PrintedReport(config, "scripted", milestones, out)
+    report.loading("/models/scripted", URL)
     report.ready(scripted_backend(ScriptedClient(), template=template), URL)
     report.first_token()
     report.draining(2, 30.0)
@@ -34,6 +36,7 @@ def printed(config: ServerConfig, *, template: bool = True) -> str:
 def test_the_block_has_every_fact() -> None:
     text = printed(ServerConfig())
     for fact in (
+        f"loading  /models/scripted, listening on {URL}\n",
         "/models/scripted (llama), int8, 10.0 MiB of weights, KV bf16", "baseline tier, 2 threads",
         "4,096 tokens a sequence, 64 sequences at once, 256 requests waiting", "fp_0123456789abcdef",
         "note     layer 3 runs in int8", f"{URL}/v1 serves `scripted`",
@@ -66,11 +69,14 @@ def test_the_curl_line_is_a_command(template: bool) -> None:
     assert ("messages" in body) is template
 
 
-def test_notes_for_demo_and_for_models_that_cannot_chat() -> None:
-    client = ScriptedClient(msgspec.structs.replace(INFO, model_path="demo"))
-    found = notes(scripted_backend(client, template=False), ServerConfig())
-    assert found[0] == DEMO_NOTE
-    assert any("no chat template" in note for note in found)
+def test_notes_for_demo_and_for_models_that_cannot_chat(demo_small_path: Path) -> None:
+    for path, name in (("demo", "demo"), (str(demo_small_path), "demo-small")):
+        client = ScriptedClient(msgspec.structs.replace(INFO, model_path=path))
+        found = notes(scripted_backend(client, template=False), ServerConfig())
+        assert found[0] == DEMO_NOTE.format(name)
+        assert any("no chat template" in note for note in found)
+    elsewhere = ScriptedClient(msgspec.structs.replace(INFO, model_path="/models/demo"))
+    assert notes(scripted_backend(elsewhere), ServerConfig()) == INFO.notes, "another model of that name"
     other = replace(scripted_backend(ScriptedClient()))
     assert notes(other, ServerConfig()) == INFO.notes
 
@@ -78,11 +84,13 @@ def test_notes_for_demo_and_for_models_that_cannot_chat() -> None:
 def test_json_lines() -> None:
     out = io.StringIO()
     report = JsonReport(ServerConfig(), "scripted", Milestones(), out)
+    report.loading("some/where", URL)
     report.ready(scripted_backend(ScriptedClient()), URL)
     report.first_token()
     report.draining(1, 30.0)
     report.cut(1)
-    ready, first, draining, cut = map(json.loads, out.getvalue().splitlines())
+    loading, ready, first, draining, cut = map(json.loads, out.getvalue().splitlines())
+    assert (loading["event"], loading["url"], loading["path"]) == ("loading", URL, "some/where")
     assert (ready["event"], ready["url"], ready["model"]) == ("ready", URL, "scripted")
     assert ready["engine"]["fingerprint"] == "fp_0123456789abcdef"
     assert first["event"] == "first_token" and first["at_s"] > 0

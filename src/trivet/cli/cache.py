@@ -11,28 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from trivet.errors import ConfigError
+from trivet.cli.usage import flags_checked
 from trivet.formats import cache
+from trivet.server.sizes import parse_size
 
 GIB = 2**30
-UNITS = {"": GIB, "gib": GIB, "g": GIB, "mib": 2**20, "m": 2**20, "gb": 10**9, "mb": 10**6, "tib": 2**40}
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 command = app
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `20`, `20GiB`, `500 MiB`, `1.5tib`: a bare number is GiB. ConfigError for anything else."""
-    number = text.strip().lower().rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = text.strip().lower()[len(number) :].strip()
-    try:
-        size = float(number) * UNITS[unit]
-        if not 0 <= size < 2**63:
-            raise ValueError
-    except (ValueError, KeyError):
-        raise ConfigError(f"the cache limit is {text!r}, but it must be a size such as 20GiB, or none") from None
-    return int(size)
 
 
 def _as_dict(entry: cache.CacheEntry) -> dict[str, Any]:
@@ -108,7 +95,8 @@ def limit(
     folder = cache.cache_folder().path
     removed: list[cache.CacheEntry] = []
     if size is not None:
-        limit_bytes = None if size.strip().lower() == "none" else parse_size(size)
+        with flags_checked():
+            limit_bytes = None if size.strip().lower() == "none" else parse_size(size, "limit")
         cache.write_settings(folder, cache.CacheSettings(limit_bytes=limit_bytes))
         removed = cache.evict(folder)
     now = cache.read_settings(folder).limit_bytes

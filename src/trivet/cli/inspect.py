@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trivet.cli.usage import flags_checked
 from trivet.config import ModelConfig, setting_help
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def command(
 
     Try:  trivet inspect demo
     """
-    facts = examine(ModelConfig(path=model, group_size=group_size))
+    with flags_checked():
+        config = ModelConfig(path=model, group_size=group_size)
+    facts = examine(config)
     print(json.dumps(facts, indent=2) if as_json else "\n".join(lines_of(facts)))
 
 

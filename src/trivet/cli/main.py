@@ -13,9 +13,10 @@ from typer.core import TyperGroup
 
 from trivet import __version__
 from trivet.cli.environment import check_environment, set_up_logging
+from trivet.cli.usage import print_error
 from trivet.errors import TrivetError
 
-EXIT_DONE, EXIT_FAILED, EXIT_USED_WRONGLY, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
 EXAMPLE = """Try:  trivet run demo "def read_json(path):"
       trivet serve
@@ -50,6 +51,9 @@ def make_app(chosen: str | None) -> typer.Typer:
         if name == chosen:
             module = importlib.import_module(f"trivet.cli.{name}")
             if isinstance(module.command, typer.Typer):
+                for sub_command in module.command.registered_commands:
+                    assert sub_command.callback is not None
+                    sub_command.callback = _interruptible(sub_command.callback)
                 app.add_typer(module.command, name=name, help=text)
             else:
                 app.command(name)(_interruptible(module.command))
@@ -75,13 +79,6 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `trivet ... | head`
         sys.stderr.close()
         sys.exit(EXIT_FAILED)
-
-
-def print_error(error: TrivetError) -> None:
-    """`error: ...` and, if there is one, `hint: ...` on stderr."""
-    print(f"error: {error.message}", file=sys.stderr)
-    if error.hint is not None:
-        print(f"hint: {error.hint}", file=sys.stderr)
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trivet.config import ModelConfig, setting_help
+from trivet.cli.usage import flags_checked
+from trivet.config import CacheConfig, EngineConfig, ModelConfig, setting_help
 from trivet.engine.sampling_params import SamplingParams
 from trivet.errors import InvalidRequest, TrivetError
+from trivet.server.milestones import process_age_s
 
 if TYPE_CHECKING:
     from trivet.engine.answers import RequestOutput
@@ -35,6 +35,7 @@ def command(  # noqa: PLR0917  # typer makes an argument of each
     raw: Annotated[bool, typer.Option("--raw", help="Complete the prompt without the chat template.")] = False,
     precision: Annotated[str, typer.Option(help="auto, bf16, int8 or int4.")] = "auto",
     kv_precision: Annotated[str, typer.Option(help="Keys and values: bf16 or int8.")] = "bf16",
+    group_size: Annotated[int, typer.Option(help=setting_help(ModelConfig, "group_size"))] = 32,
     max_context: Annotated[int | None, typer.Option(help=setting_help(ModelConfig, "max_context"))] = None,
     threads: Annotated[int | None, typer.Option(help="Compute threads; default: all this process may use.")] = None,
     generation_config: Annotated[str, typer.Option(help=setting_help(ModelConfig, "generation_config"))] = "auto",
@@ -45,22 +46,34 @@ def command(  # noqa: PLR0917  # typer makes an argument of each
 
     Try:  trivet run demo "def read_json(path):" --max-tokens 64
     """
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    with flags_checked():
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+        settings = ModelConfig(
+            path=model,
+            precision=precision,  # type: ignore[arg-type]  # the config checks the word
+            group_size=group_size,
+            max_context=max_context,
+            generation_config=generation_config,  # type: ignore[arg-type]
+        )
+        CacheConfig(dtype=kv_precision)  # type: ignore[arg-type]
+        EngineConfig(threads=threads)
     is_chat = prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     if not is_chat and prompt in (None, "-"):
         prompt = sys.stdin.read()
-    if is_chat and as_json:
-        raise InvalidRequest("`--json` needs a prompt", hint="give one, or pipe it in")
+    with flags_checked():
+        if is_chat and as_json:
+            raise InvalidRequest("`--json` needs a prompt", hint="give one, or pipe it in")
     imported_s = process_age_s()
     from trivet.engine.llm import LLM
 
     with LLM(
-        model,
-        precision,  # type: ignore[arg-type]  # checked by the config
+        settings.path,
+        settings.precision,
         threads,
         kv_precision=kv_precision,  # type: ignore[arg-type]
-        max_context=max_context,
-        generation_config=generation_config,  # type: ignore[arg-type]
+        group_size=settings.group_size,
+        max_context=settings.max_context,
+        generation_config=settings.generation_config,
         max_num_seqs=1,
     ) as llm:
         ready_s = process_age_s()
@@ -102,14 +115,6 @@ class Answer:
             if not self.first_token_age_s:
                 self.first_token_age_s = process_age_s()
             yield item.text
-
-
-def process_age_s() -> float:
-    """Seconds since this process began, to 10 ms; interpreter start and imports included."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    import os
-
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _talk(llm: LLM, params: SamplingParams, *, raw: bool) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from trivet.cli.usage import flags_checked
 from trivet.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig, ServerConfig, setting_help
 from trivet.errors import ConfigError
 from trivet.server.milestones import Milestones
@@ -21,6 +23,7 @@ def command(
     precision: Annotated[str, typer.Option(help=f"auto, bf16, int8 or int4. {setting_help(ModelConfig, 'precision')}")]
         = "auto",
     kv_precision: Annotated[str, typer.Option(help=f"bf16 or int8: {setting_help(CacheConfig, 'dtype')}")] = "bf16",
+    group_size: Annotated[int, typer.Option(help=setting_help(ModelConfig, "group_size"))] = 32,
     max_context: Annotated[int | None, typer.Option(help=setting_help(ModelConfig, "max_context"))] = None,
     memory: Annotated[str | None, typer.Option(
         help=f"Bytes of KV cache, such as 2GiB or 500MB. {setting_help(CacheConfig, 'memory_bytes')}")] = None,
@@ -33,7 +36,8 @@ def command(
     api_key_file: Annotated[Path | None, typer.Option(help="more of them, one a line: a flag shows in `ps`")] = None,
     generation_config: Annotated[str, typer.Option(
         help=f"auto or none. {setting_help(ModelConfig, 'generation_config')}")] = "auto",
-    drain_s: Annotated[float, typer.Option("--drain-s", help=setting_help(ServerConfig, "drain_s"))] = 30.0,
+    drain_s: Annotated[float, typer.Option("--drain-s", help=setting_help(ServerConfig, "drain_s"))] = 20.0,
+    stall_s: Annotated[float, typer.Option("--stall-s", help=setting_help(ServerConfig, "stall_s"))] = 300.0,
     in_process: Annotated[bool, typer.Option("--in-process", help=setting_help(ServerConfig, "in_process"))] = False,
     timings: Annotated[bool, typer.Option("--timings", help=setting_help(ServerConfig, "timings"))] = False,
     as_json: Annotated[bool, typer.Option("--json", help="tell what happens as JSON lines on stdout")] = False,
@@ -44,24 +48,26 @@ def command(
     """
     milestones = Milestones()
     milestones.reach("command line")
-    server = ServerConfig(
-        host=host, port=port, served_model_name=served_model_name, api_keys=read_keys(api_key or [], api_key_file),
-        in_process=in_process, drain_s=drain_s, timings=timings,
-    )  # fmt: skip
-    engine = EngineConfig(
-        model=ModelConfig(
-            path=model,
-            precision=precision,  # type: ignore[arg-type]  # the config checks the word
-            max_context=max_context,
-            generation_config=generation_config,  # type: ignore[arg-type]
-        ),
-        cache=CacheConfig(
-            memory_bytes=None if memory is None else parse_size(memory, "memory"),
-            dtype=kv_precision,  # type: ignore[arg-type]
-        ),
-        scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_waiting=max_waiting),
-        threads=threads,
-    )
+    with flags_checked():
+        server = ServerConfig(
+            host=host, port=port, served_model_name=served_model_name, api_keys=read_keys(api_key or [], api_key_file),
+            in_process=in_process, drain_s=drain_s, stall_s=stall_s, timings=timings,
+        )  # fmt: skip
+        engine = EngineConfig(
+            model=ModelConfig(
+                path=model,
+                precision=precision,  # type: ignore[arg-type]  # the config checks the word
+                group_size=group_size,
+                max_context=max_context,
+                generation_config=generation_config,  # type: ignore[arg-type]
+            ),
+            cache=CacheConfig(
+                memory_bytes=None if memory is None else parse_size(memory, "memory"),
+                dtype=kv_precision,  # type: ignore[arg-type]
+            ),
+            scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_waiting=max_waiting),
+            threads=threads,
+        )
     raise typer.Exit(serve(server, engine, milestones, as_json=as_json))
 
 
@@ -73,20 +79,21 @@ def serve(server: ServerConfig, engine: EngineConfig, milestones: Milestones, *,
     from trivet.server.report import JsonReport, PrintedReport
 
     sock = bind(server)
-    name = server.served_model_name or name_of(engine.model.path)
+    path = engine.model.path
+    name = server.served_model_name or name_of(path)
     report = (JsonReport if as_json else PrintedReport)(server, name, milestones)
     loader = Loader(engine, model_name=name, in_process=server.in_process, milestones=milestones)
-    return run_server(server, sock, loader, model_name=name, reporter=report, milestones=milestones)
+    return run_server(server, sock, loader, model_name=name, model_path=path, reporter=report, milestones=milestones)
 
 
 def name_of(path: str) -> str:
-    """The name a model is served under unless another is given: the last part of its path."""
-    return Path(path).expanduser().resolve().name
+    """The name a model is served under unless another is given: the last part of its path, links not followed."""
+    return Path(os.path.abspath(Path(path).expanduser())).name  # `resolve` follows links
 
 
 def read_keys(keys: list[str], file: Path | None) -> tuple[str, ...]:
     """The accepted keys; those of the file are its lines that are neither empty nor begin with `#`."""
-    found = list(keys)
+    found = [key.strip() for key in keys]
     if file is not None:
         try:
             lines = file.read_text().splitlines()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from trivet.config import SchedulerConfig
 from trivet.engine.clock import Clock
 from trivet.engine.failures import to_failed
-from trivet.engine.messages import Accepted, EngineRequest, Failed
+from trivet.engine.messages import MAX_DEADLINE_S, Accepted, EngineRequest, Failed
 from trivet.engine.step import Capabilities
 from trivet.errors import ContextTooLong, InvalidRequest, Overloaded, TrivetError
 
@@ -35,7 +35,7 @@ def check_possible(request: EngineRequest, capabilities: Capabilities) -> None:
         wrong = least if least < 0 else most
         raise InvalidRequest(f"the prompt has token id {wrong}, but ids are 0 to {vocab_size - 1}", param="prompt")
     room = capabilities.max_context - prompt_len
-    if request.return_logits and sampling.max_tokens == 1:
+    if (request.return_logits or request.prompt_only) and sampling.max_tokens == 1:
         room += 1  # only the prompt is computed: the token drawn after it needs no place
     max_tokens = max(room, 1) if sampling.max_tokens is None else sampling.max_tokens
     if max_tokens > room:
@@ -56,6 +56,12 @@ def check_possible(request: EngineRequest, capabilities: Capabilities) -> None:
             code="context_length_exceeded",
         )
     _check_sampling(request, vocab_size)
+    deadline_s = request.deadline_s
+    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_S:
+        raise InvalidRequest(
+            f"`deadline_s` is {deadline_s:g}, but it must be above 0 seconds and at most {MAX_DEADLINE_S:,.0f}",
+            param="deadline_s",
+        )
     logits_bytes = 4 * prompt_len * vocab_size
     if request.return_logits and logits_bytes > _MAX_LOGITS_BYTES:
         raise InvalidRequest(
@@ -92,6 +98,7 @@ class _Entry:
     seed: int
     arrival_s: float
     num_uncomputed: int
+    num_seqs: int
     is_waiting: bool = True
 
 
@@ -105,6 +112,7 @@ class Admission:
         self._lock = threading.Lock()
         self._open: dict[str, _Entry] = {}
         self._num_waiting = 0
+        self._num_waiting_seqs = 0  # each of them needs a slot, whichever request it belongs to
         self._num_uncomputed = 0  # prompt tokens of open requests
         self._num_free_slots = min(config.max_num_seqs, capabilities.max_seqs_per_step)
         self._prefill_per_s = 0.0
@@ -126,7 +134,7 @@ class Admission:
         with self._lock:
             entry = self._open.pop(request_id, None)
             if entry is not None:
-                self._num_waiting -= entry.is_waiting
+                self._no_longer_waits(entry)
                 self._num_uncomputed -= entry.num_uncomputed
 
     @property
@@ -139,10 +147,9 @@ class Admission:
         return len(self._open)
 
     def _admit(self, request: EngineRequest) -> Accepted:
-        prompt_len = len(request.prompt_token_ids)
-        seed = request.sampling.seed
-        # Readers of JSON keep 53 bits of a number exactly.
-        seed = secrets.randbits(53) if seed is None else seed & (2**64 - 1)
+        prompt_len, num_seqs = len(request.prompt_token_ids), request.sampling.n
+        said = request.sampling.seed
+        seed = secrets.randbits(53) if said is None else said  # readers of JSON keep 53 bits of a number exactly
         with self._lock:
             if request.request_id in self._open:
                 raise InvalidRequest(
@@ -153,20 +160,22 @@ class Admission:
             except Overloaded:
                 self._num_rejected += 1
                 raise
-            self._open[request.request_id] = _Entry(seed, self._clock(), prompt_len)
+            self._open[request.request_id] = _Entry(seed & (2**64 - 1), self._clock(), prompt_len, num_seqs)
             self._num_waiting += 1
+            self._num_waiting_seqs += num_seqs
             self._num_uncomputed += prompt_len
         return Accepted(request_id=request.request_id, seed=seed)
 
     def _check_load(self, prompt_len: int, deadline_s: float | None) -> None:
         config = self._config
         wait_s = self._wait_s()
-        num_queued = self._num_waiting - self._num_free_slots
+        num_queued = self._num_waiting_seqs - self._num_free_slots
         if num_queued >= config.max_waiting:
+            many = f" with {self._num_waiting_seqs} sequences" if self._num_waiting_seqs > self._num_waiting else ""
             raise Overloaded(
-                f"{self._num_waiting} requests are waiting, but at most {config.max_waiting} may",
+                f"{self._num_waiting} requests{many} are waiting, but at most {config.max_waiting} may",
                 hint="come back later, or raise `--max-waiting`",
-                retry_after_s=_whole_seconds(wait_s / max(self._num_waiting, 1)),
+                retry_after_s=_whole_seconds(wait_s / max(self._num_waiting_seqs, 1)),
             )
         if wait_s > config.max_wait_s:
             raise Overloaded(
@@ -186,7 +195,7 @@ class Admission:
     def _wait_s(self) -> float:
         """Seconds until a new request's own prompt would be begun; 0.0 while nothing has been measured."""
         by_tokens = self._num_uncomputed / self._prefill_per_s if self._prefill_per_s else 0.0
-        num_queued = self._num_waiting + 1 - self._num_free_slots
+        num_queued = self._num_waiting_seqs + 1 - self._num_free_slots
         by_slots = num_queued / self._finished_per_s if num_queued > 0 and self._finished_per_s else 0.0
         return max(by_tokens, by_slots)
 
@@ -204,13 +213,21 @@ class Admission:
             entry = self._open.get(request_id)
             if entry is None:
                 return
-            self._num_waiting -= entry.is_waiting
-            entry.is_waiting = False
+            self._no_longer_waits(entry)
             self._num_uncomputed -= entry.num_uncomputed - num_uncomputed
             entry.num_uncomputed = num_uncomputed
 
+    def _no_longer_waits(self, entry: _Entry) -> None:
+        if entry.is_waiting:
+            self._num_waiting -= 1
+            self._num_waiting_seqs -= entry.num_seqs
+            entry.is_waiting = False
+
     def report(self, *, num_free_slots: int, prefill_per_s: float, finished_per_s: float) -> None:
-        """After each step: sequences that could start now, and the measured rates (0.0: not measured yet)."""
+        """After each step: sequences that could start now, and the measured rates (0.0: not measured yet).
+
+        Prompt tokens computed, and sequences finished, a second.
+        """
         with self._lock:
             self._num_free_slots = num_free_slots
             self._prefill_per_s = prefill_per_s

@@ -23,6 +23,7 @@ request. `prompt_ids` are final: BOS and templates are the caller's business.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
@@ -48,6 +49,7 @@ class RequestOptions(TypedDict, total=False):
     request_id: str | None  # drawn if None
     priority: int  # lower runs first
     cache_salt: str  # prefixes are shared only between requests of one salt
+    prompt_only: bool  # with max_tokens 1: that token is not wanted either, so it needs no room
     deadline_s: float | None  # from now until the first token, else Overloaded
 
 
@@ -68,6 +70,7 @@ class AsyncEngine:
         self._router = router or EventRouter(client)
         self._streams: WeakValueDictionary[str, Stream] = WeakValueDictionary()  # a dropped stream cancels itself
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._busy_since = 0.0
 
     @property
     def info(self) -> EngineInfo:
@@ -81,6 +84,11 @@ class AsyncEngine:
     def num_open(self) -> int:
         """Streams that are neither finished nor cancelled."""
         return len(self._streams)
+
+    @property
+    def busy_since(self) -> float | None:
+        """time.monotonic of when the first of the open streams came to an idle engine, None while none is open."""
+        return self._busy_since if self._streams else None
 
     def stats(self) -> EngineStats | None:
         return self.client.stats()
@@ -100,6 +108,7 @@ class AsyncEngine:
             rest=options.get("rest", "completion"),
             priority=options.get("priority", 0),
             cache_salt=options.get("cache_salt", ""),
+            prompt_only=options.get("prompt_only", False),
             deadline_s=options.get("deadline_s"),
         )
         stream = self._open(request, options.get("prompt"))
@@ -136,6 +145,8 @@ class AsyncEngine:
         builder = OutputBuilder(request, self._tokenizer, prompt=prompt, fingerprint=self.info.fingerprint)
         self._router.submit(request, self._deliver)
         stream = Stream(self, builder)
+        if not self._streams:
+            self._busy_since = time.monotonic()
         self._streams[request.request_id] = stream  # in time: events come by way of the event loop
         return stream
 

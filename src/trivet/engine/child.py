@@ -18,7 +18,7 @@ from trivet.engine.messages import Cancel, Drain, EngineEvent, EngineInfo, Engin
 from trivet.engine.open_requests import OpenRequests
 from trivet.engine.outbox import Outbox
 from trivet.engine.restart_policy import RestartPolicy
-from trivet.errors import EngineDied, Overloaded, TrivetError
+from trivet.errors import EngineDied, EngineGone, NotReady, TrivetError
 
 log = logging.getLogger("trivet")
 
@@ -136,14 +136,19 @@ class ChildProcessClient:
         return self._stats
 
     def close(self, *, drain_s: float = 0.0) -> None:
-        """Finishes what runs for at most `drain_s` seconds, then stops; open requests fail with EngineDied."""
+        """Finishes what runs for at most `drain_s` seconds, then stops; open requests fail with EngineDied.
+
+        When it returns the process is gone, also if another thread was the first to call it.
+        """
         with self._changed:
-            if self._state is ChildState.CLOSED:
-                return
+            was_closed = self._state is ChildState.CLOSED
             drain = drain_s > 0 and self._state is ChildState.READY
             self._state = ChildState.CLOSED
             process = self._process
             self._changed.notify_all()
+        if was_closed:
+            self._supervisor.join()
+            return
         if process is not None:
             if drain:
                 process.put([Drain()])
@@ -163,7 +168,8 @@ class ChildProcessClient:
             if self._state is ChildState.CLOSED:
                 return
             quick_deaths = quick_deaths + 1 if served_s < self._policy.quick_death_s else 0
-            delay_s = None if self._info is None else self._policy.delay_s(quick_deaths)
+            is_over = self._info is None or isinstance(reason, EngineGone)
+            delay_s = None if is_over else self._policy.delay_s(quick_deaths)
             self._mourn(reason, quick_deaths, delay_s)
             if delay_s is None or not self._pause(delay_s):
                 return
@@ -185,6 +191,9 @@ class ChildProcessClient:
             while (events := process.receive()) is not None:
                 for event in events:
                     if isinstance(event, EngineInfo):
+                        if (failure := self._why_not_the_same(event)) is not None:
+                            process.hang_up()
+                            break
                         ready = time.monotonic()
                         self._become_ready(process, event, start_s=ready - born)
                     elif isinstance(event, EngineStats):
@@ -197,6 +206,17 @@ class ChildProcessClient:
             failure = EngineDied(f"the engine process sent what is not a message: {error}")
         end = process.end(EXIT_TIMEOUT_S)
         return (0.0 if ready is None else time.monotonic() - ready), failure or EngineDied(f"the engine process {end}")
+
+    def _why_not_the_same(self, info: EngineInfo) -> EngineGone | None:
+        """An error if a restart came back as another model than the one whose name and tokenizer are in use."""
+        before = self._info
+        if before is None or _identity(before) == _identity(info):
+            return None
+        return EngineGone(
+            f"the engine was started again and came back as another model: {_identity(info)} instead of "
+            f"{_identity(before)}",
+            hint=f"{info.model_path} was changed while it was served: restart Trivet",
+        )
 
     def _become_ready(self, process: EngineProcess, info: EngineInfo, *, start_s: float) -> None:
         with self._changed:
@@ -211,6 +231,7 @@ class ChildProcessClient:
         """Tells everybody, and says when the next one comes."""
         with self._changed:
             self._process = None
+            self._stats = None  # of the dead
             self._held = []
             if self._state is not ChildState.CLOSED:
                 if delay_s is None:
@@ -222,12 +243,16 @@ class ChildProcessClient:
             self._changed.notify_all()
         if self._info is not None:  # a first start that fails is told by `wait_ready`
             log.error("%s%s", reason.message, f"; starting again in {delay_s:g} s" if delay_s is not None else "")
-        self._fail_open(EngineDied(f"{reason.message} while this request was open", hint="send it again"))
+        told = f"{reason.message} while this request was open"
+        if delay_s is None:
+            self._fail_open(EngineGone(told, hint="the engine is not started again: see the log, then restart Trivet"))
+        else:
+            self._fail_open(EngineDied(told, hint="send it again"))
 
     def _last_words(self, reason: TrivetError, quick_deaths: int) -> TrivetError:
-        if self._info is None:
+        if self._info is None or isinstance(reason, EngineGone):
             return reason
-        return EngineDied(
+        return EngineGone(
             f"the engine process died {quick_deaths} times in a row, the last time because {reason.message}",
             hint="it is not started again: see the log, then restart Trivet",
         )
@@ -250,7 +275,7 @@ class ChildProcessClient:
             if self._num_restarts != restart or self._state is not ChildState.RESTARTING:
                 return
             held, self._held = self._held, []
-        error = Overloaded("the engine is restarting, and it takes longer than usual", retry_after_s=self._wait_s())
+        error = NotReady("the engine is restarting, and it takes longer than usual", retry_after_s=self._wait_s())
         for request in held:
             self._open.discard(request.request_id)
         self._events.put([to_failed(request.request_id, error) for request in held])
@@ -280,18 +305,23 @@ class ChildProcessClient:
     def _refusal(self) -> TrivetError:
         match self._state:
             case ChildState.CLOSED:
-                return Overloaded("the engine is closing and takes no new requests", retry_after_s=1.0)
+                return NotReady("the engine is closing and takes no new requests", retry_after_s=1.0)
             case ChildState.GAVE_UP:
-                return self._error or EngineDied("the engine process is dead")
+                return self._error or EngineGone("the engine process is dead")
             case ChildState.STARTING:
                 message = f"the engine is starting, and {len(self._held)} requests wait for it already"
-                return Overloaded(message, retry_after_s=STARTING_RETRY_S)
+                return NotReady(message, retry_after_s=STARTING_RETRY_S)
             case _:
-                return Overloaded("the engine is restarting", retry_after_s=max(1.0, self._wait_s()))
+                return NotReady("the engine is restarting", retry_after_s=max(1.0, self._wait_s()))
 
     def _wait_s(self) -> float:
         """Seconds until the next process should be ready, by how long the latest start took."""
         return max(0.0, self._next_start - time.monotonic()) + self._start_s
+
+
+def _identity(info: EngineInfo) -> str:
+    """What must not change from one process to the next."""
+    return f"{info.fingerprint} with {info.vocab_size:,} token ids and a context of {info.max_context:,}"
 
 
 def _nobody(events: list[EngineEvent]) -> None:

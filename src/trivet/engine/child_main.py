@@ -58,7 +58,7 @@ def serve(sock: socket.socket, assemble: Callable[[EngineConfig], Assembled]) ->
     outbox: Outbox[EngineEvent] = Outbox(send, name="trivet-sender")
     try:
         assembled = assemble(decode_config(first))
-        loop = EngineLoop(assembled.make_engine, outbox.put)
+        loop = EngineLoop(assembled.make_engine, outbox.put, is_replaced=True)
     except Exception as error:
         log.debug("the engine could not start", exc_info=True)
         send([to_failed("", error)])

@@ -20,7 +20,7 @@ class Counters:
         self.generation_tokens = 0
         self.prefill = MovingRate()  # prompt tokens, in steps that had some
         self.decode = MovingRate()  # sampled tokens
-        self.finished = MovingRate()  # requests
+        self.finished = MovingRate()  # sequences
         self._num_finished = 0
         self._host_times = np.zeros(_NUM_HOST_TIMES)
         self._num_host_times = 0
@@ -32,7 +32,7 @@ class Counters:
         times = self._host_times[: min(self._num_host_times, _NUM_HOST_TIMES)]
         return float(np.quantile(times, 0.99, method="higher")) if len(times) else 0.0
 
-    def request_finished(self) -> None:
+    def sequence_finished(self) -> None:
         self._num_finished += 1
 
     def step(self, start_s: float, end_s: float, num_prefill: int, num_sampled: int) -> None:

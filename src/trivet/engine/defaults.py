@@ -59,9 +59,10 @@ def make_request(
     cache_salt: str = "",
     deadline_s: float | None = None,
     return_logits: bool = False,
+    prompt_only: bool = False,
 ) -> EngineRequest:
     """The request with everything resolved. Raises ContextTooLong with the numbers."""
-    num_given_up = 1 if return_logits and sampling.max_tokens == 1 else 0
+    num_given_up = 1 if (return_logits or prompt_only) and sampling.max_tokens == 1 else 0
     return EngineRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
@@ -73,6 +74,7 @@ def make_request(
         cache_salt=cache_salt,
         deadline_s=deadline_s,
         return_logits=return_logits,
+        prompt_only=prompt_only,
     )
 
 
@@ -86,14 +88,14 @@ def resolve_sampling(
 ) -> SamplingParams:
     """`sampling` without a None but `seed`: what was said, then the model's defaults, then OpenAI's.
 
-    `num_given_up` is 1 when only the prompt's logits are wanted: the token drawn after them needs no room. Raises
-    ContextTooLong when the prompt leaves no room, or less than `max_tokens` asks for.
+    `num_given_up` is 1 when only the prompt's logits or scores are wanted: the token drawn after them needs no room.
+    Raises ContextTooLong when the prompt leaves no room, or less than `max_tokens` asks for.
     """
     room = defaults.max_context - num_prompt_tokens + num_given_up
     if room < 1:
         raise ContextTooLong(
             f"the prompt has {num_prompt_tokens:,} tokens, but `{defaults.model_name}` can hold "
-            f"{defaults.max_context:,} with at least one to answer",
+            f"{defaults.max_context:,}{'' if num_given_up else ' with at least one to answer'}",
             hint="shorten it, or load the model with a larger `--max-context` if it was made for more",
             param="prompt",
             code="context_length_exceeded",

@@ -100,6 +100,9 @@ class Engine:
         self._open[request.request_id] = opened
         self.scheduler.add(opened.leader)
         if request.deadline_s is not None:
+            if len(self._deadlines) > 2 * len(self._open) + 64:  # those that ended do not wait for their time
+                self._deadlines = [entry for entry in self._deadlines if self._is_awaited(*entry[1:])]
+                heapq.heapify(self._deadlines)
             heapq.heappush(self._deadlines, (arrival_s + request.deadline_s, opened.arrival_no, request.request_id))
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
@@ -307,9 +310,9 @@ class Engine:
         """One sequence is over, and with the last one its request."""
         opened = seq.request
         self.scheduler.remove(seq)
+        self.counters.sequence_finished()
         opened.num_open -= 1
         if opened.num_open == 0:
-            self.counters.request_finished()
             self._close(opened)
 
     def _fail_damaged(self, seq: Sequence) -> None:
@@ -322,14 +325,19 @@ class Engine:
         if self.scheduler.tree is not None:
             self.scheduler.tree.clear()
 
+    def _is_awaited(self, arrival_no: int, request_id: str) -> bool:
+        """Whether the request is open and its first token has not come."""
+        opened = self._open.get(request_id)
+        return opened is not None and opened.arrival_no == arrival_no and opened.leader.first_token_s is None
+
     def _expire(self) -> None:
         """Fails requests whose first token did not come in time."""
         now = self._clock()
         while self._deadlines and self._deadlines[0][0] <= now:
             _, arrival_no, request_id = heapq.heappop(self._deadlines)
-            opened = self._open.get(request_id)
-            if opened is None or opened.arrival_no != arrival_no or opened.leader.first_token_s is not None:
+            if not self._is_awaited(arrival_no, request_id):
                 continue
+            opened = self._open[request_id]
             message = f"the first token did not come within the {opened.message.deadline_s:g} s that were allowed"
             self._fail(opened, Overloaded(message))
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from trivet.engine.failures import to_failed
 from trivet.engine.messages import Accepted, Cancel, EngineEvent, EngineRequest, EngineStats, Failed
 from trivet.engine.open_requests import OpenRequests
-from trivet.errors import EngineDied, Overloaded
+from trivet.errors import EngineDied, EngineGone, NotReady
 
 log = logging.getLogger("trivet")
 
@@ -48,10 +48,13 @@ class EngineLoop:
         make_engine: Callable[[], SteppedEngine],
         publish: Callable[[list[EngineEvent]], None],
         *,
+        is_replaced: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`is_replaced`: when it breaks, another process takes over."""
         self._make_engine = make_engine
         self._publish = publish
+        self._is_replaced = is_replaced
         self._clock = clock
         self._engine = make_engine()
         self._open = OpenRequests()
@@ -143,9 +146,11 @@ class EngineLoop:
             self._wakeup.notify()
 
     def _closed_error(self) -> Exception:
+        if self._broken and self._is_replaced:
+            return EngineDied("the engine stopped after repeated failures and is started again", hint="send it again")
         if self._broken:
-            return EngineDied("the engine stopped after repeated failures", hint="see the log, then restart it")
-        return Overloaded("the engine is closing and takes no new requests", retry_after_s=1.0)
+            return EngineGone("the engine stopped after repeated failures", hint="see the log, then restart it")
+        return NotReady("the engine is closing and takes no new requests", retry_after_s=1.0)
 
     def _run(self) -> None:
         num_failed = 0
@@ -215,6 +220,11 @@ class EngineLoop:
         """
         log.error("an engine step failed; %d open requests end with it", len(self._open), exc_info=error)
         engine = None if give_up else self._make_anew()
+        if engine is None and not self._is_replaced:
+            error = EngineGone(
+                f"the engine failed with {type(error).__name__}: {error}, and stops after repeated failures",
+                hint="see the log, then restart it",
+            )
         with self._changing:
             if engine is None:
                 self._broken = self._stopping = True

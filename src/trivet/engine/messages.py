@@ -11,13 +11,14 @@ import msgspec
 
 from trivet.engine.sampling_params import SamplingParams
 
+MAX_DEADLINE_S = 86_400.0
+
 
 class FinishReason(StrEnum):
-    """Why a sequence ended. OpenAI's words; `ERROR` never reaches a client as a finish_reason."""
+    """Why a sequence ended, in OpenAI's words; one that cannot go on fails its request instead."""
 
     STOP = "stop"
     LENGTH = "length"
-    ERROR = "error"
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +35,7 @@ class EngineRequest(Frozen, frozen=True, tag="request"):
     priority: int = 0  # lower runs first, as in vLLM
     cache_salt: str = ""  # part of the prefix tree's root key: tenants do not share blocks
     return_logits: bool = False  # LLM.logits: float32 logits of every prompt token
+    prompt_only: bool = False  # with max_tokens 1: that token is not wanted either, so it needs no room
     deadline_s: float | None = None  # seconds from arrival in which the first token must come, else Overloaded
 
 

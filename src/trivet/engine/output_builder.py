@@ -22,17 +22,8 @@ from trivet.engine.messages import (
     Tokens,
 )
 from trivet.engine.stop_strings import StopStrings
-from trivet.errors import EngineDied, TrivetError
-
-
-class Detokenizer(Protocol):
-    """Token ids in, text out, never half a code point."""
-
-    def add(self, token_ids: list[int]) -> str: ...
-
-    def finish(self) -> str:
-        """What is still held back; a code point that never became whole comes as U+FFFD."""
-        ...
+from trivet.errors import TrivetError
+from trivet.models.detokenizer import Detokenizer
 
 
 class TextSource(Protocol):
@@ -197,9 +188,6 @@ class OutputBuilder:
         if sequence.finish_reason is not None or self.error is not None:
             return None  # tokens that were under way when a stop string ended it
         self._last_time = time.perf_counter()
-        if event.finish_reason is FinishReason.ERROR:
-            self.error = EngineDied(f"sequence {event.index} of request {self.request.request_id} failed in the engine")
-            return None
         delta = sequence.add(event, self._last_time)
         if delta.finish_reason is not None and event.finish_reason is None:
             self._to_cancel.append(event.index)

@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 from msgspec.structs import force_setattr
 
+from trivet.engine.shown import shown
 from trivet.errors import InvalidRequest
 
 _INT32 = 2**31  # ids and counts reach the core as int32
-_SHOWN_CHARS = 100  # of a value that is refused
+MAX_STOPS, MAX_STOP_CHARS = 128, 4096  # they are looked for in every piece of text
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,10 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def _refused(param: str, value: object, expected: str) -> InvalidRequest:
-    shown = repr(value)
-    if len(shown) > _SHOWN_CHARS:
-        shown = f"{shown[:_SHOWN_CHARS]}..."
-    return InvalidRequest(f"`{param}` is {shown}, but it must be {expected}", param=param)
+    return InvalidRequest(f"`{param}` is {shown(value)}, but it must be {expected}", param=param)
 
 
 # Each of these makes a check: it returns the value in its plain form, the same object if it has it already, and raises
@@ -103,7 +101,9 @@ def _flag(value: Any) -> bool:
 
 def _stops(value: Any) -> tuple[str, ...]:
     listed = (value,) if isinstance(value, str) else value
-    if not isinstance(listed, tuple | list) or not all(isinstance(stop, str) and stop for stop in listed):
+    if not isinstance(listed, tuple | list) or len(listed) > MAX_STOPS:
+        raise TypeError
+    if not all(isinstance(stop, str) and stop for stop in listed) or sum(map(len, listed)) > MAX_STOP_CHARS:
         raise TypeError
     if type(listed) is tuple and all(type(stop) is str for stop in listed):
         return listed
@@ -144,7 +144,12 @@ _CHECKS: tuple[tuple[str, object, Callable[[Any], Any], str], ...] = (
     ("presence_penalty", _ALWAYS, _real(-2.0, 2.0), "a number between -2 and 2"),
     ("frequency_penalty", _ALWAYS, _real(-2.0, 2.0), "a number between -2 and 2"),
     ("seed", None, _whole(-(2**63), 2**64 - 1), "a 64-bit integer"),
-    ("stop", (), _stops, "one string or a list of them, all non-empty"),
+    (
+        "stop",
+        (),
+        _stops,
+        f"one string or a list of at most {MAX_STOPS}, all non-empty, together at most {MAX_STOP_CHARS:,} characters",
+    ),
     ("stop_token_ids", (), _ids, "a list of token ids"),
     ("ignore_eos", False, _flag, "True or False"),
     ("logit_bias", _ALWAYS, _bias, "a dict from token ids to numbers between -100 and 100"),

@@ -30,13 +30,25 @@ WANTED = [
 UNWANTED = ["*/*", "consolidated*"]  # other forms of the same weights
 
 
+def _bundled_folder() -> Path:
+    return Path(__file__).parent.parent / "bundled"
+
+
+def bundled_name(path: str) -> str | None:
+    """The name of the bundled model that `path` means, by name or by folder; None for another model."""
+    if path in BUNDLED:
+        return path
+    folder = Path(path).expanduser().resolve()
+    return folder.name if folder.name in BUNDLED and folder.parent == _bundled_folder().resolve() else None
+
+
 def find_model(path: str) -> tuple[Path, str]:
     """The model's folder and its short name; a hub id is downloaded if need be.
 
     ConfigError if it is no model that can be found, ModelFormatError for a file of a form that Trivet cannot read.
     """
     if path in BUNDLED:
-        folder = Path(__file__).parent.parent / "bundled" / path
+        folder = _bundled_folder() / path
         if not folder.is_dir():
             raise ConfigError(f"the bundled model `{path}` is not part of this installation: {folder} is missing")
         return folder, path
@@ -97,7 +109,8 @@ def _from_hub(repo_id: str) -> Path:
 
 def _is_complete(folder: Path) -> bool:
     """Whether an earlier download got all that is needed."""
+    needed = all((folder / name).exists() for name in ("config.json", "tokenizer.json"))
     try:
-        return (folder / "config.json").exists() and all(file.exists() for file in weight_files(folder))
+        return needed and all(file.exists() for file in weight_files(folder))
     except ModelFormatError:
         return False

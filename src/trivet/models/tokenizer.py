@@ -36,7 +36,6 @@ class Tokenizer:
         backend.no_padding()
         self.bos_id = self._special_id(settings.get("bos_token"))
         self.eos_id = self._special_id(settings.get("eos_token"))
-        self.pad_id = self._special_id(settings.get("pad_token"))
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         decoder = backend.decoder.__getstate__() if backend.decoder is not None else b""
@@ -113,11 +112,6 @@ class Tokenizer:
         if token_id in self.byte_ids:  # <0xE2>
             return bytes([int(token[3:5], 16)])
         return token.replace("\u2581", " ").encode()
-
-    def token_id(self, token: str) -> int | None:
-        """The id of a token given as it stands in the vocabulary."""
-        found: int | None = self._backend.token_to_id(token)
-        return found
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
         """A new stream of ids to text."""

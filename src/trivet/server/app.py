@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -14,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trivet.engine.shown import shown, shown_name
 from trivet.errors import TrivetError
 from trivet.server import health, openai
 from trivet.server.errors import ClientLeft, MethodNotAllowed, NoSuchPath, error_body, error_headers, status_of
@@ -60,7 +62,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     """404 and 405 of the router, in our words."""
     assert isinstance(error, HTTPException)
-    path = request.url.path
+    path = shown_name(request.url.path)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         response = error_response(MethodNotAllowed(f"{path} does not take {request.method}", hint=f"use {allowed}"))
@@ -75,7 +77,7 @@ async def _on_client_left(request: Request, error: Exception) -> Response:
 
 
 class Gate:
-    """Checks Host, Origin and key before anything is read, and counts what passes."""
+    """Checks Host, Origin and key before anything is read, gives each request an id, and counts what passes."""
 
     def __init__(self, app: ASGIApp, *, serving: Serving) -> None:
         self._app = app
@@ -86,12 +88,17 @@ class Gate:
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
-        status = 500
+        status: int | None = None
+
+        state = scope.setdefault("state", {})
+        state["request_id"] = uuid.uuid4().hex
 
         async def counting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = [*message.get("headers", ()), (b"x-request-id", state["request_id"].encode())]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -101,11 +108,17 @@ class Gate:
                 await error_response(error)(scope, receive, counting)
             else:
                 await self._app(scope, receive, counting)
+        except Exception as error:  # a mistake of ours, which who stands outside of this logs
+            if status is None:
+                await error_response(error)(scope, receive, counting)
+            raise
         finally:
+            status = status or 500
             seconds = time.monotonic() - started
             handler = _handler(scope["path"])
             self._serving.metrics.http(handler, scope["method"], status, seconds)
-            log.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, seconds * 1e3)
+            path = shown(scope["path"])  # quoted: it may hold line ends
+            log.info("%s %s %d %.1f ms, %s", scope["method"], path, status, seconds * 1e3, state["request_id"])
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from trivet.engine.async_engine import AsyncEngine
 from trivet.engine.messages import EngineInfo, EngineStats
 from trivet.errors import InvalidRequest
 
-INLINE_CHARS = 8192  # longer text is tokenized in a thread, so that the event loop never computes
+INLINE_BYTES = 8192  # larger bodies are parsed, rendered and tokenized in a thread: the event loop never computes
+
+T = TypeVar("T")
 
 
 class Tokenizer(Protocol):
     """What the handlers need of `models.tokenizer.Tokenizer`."""
 
     bos_id: int | None
+    special_ids: frozenset[int]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -40,6 +43,7 @@ class Backend:
     engine: AsyncEngine
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
+    template_fault: str | None = None  # why there is none, where the model has one that cannot be used
     num_restarts: Callable[[], int] = lambda: 0
     gave_up: Callable[[], bool] = lambda: False  # the engine is dead and is not started again
 
@@ -54,30 +58,22 @@ class Backend:
     def stats(self) -> EngineStats | None:
         return self.engine.stats()
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; long text is handled in a thread."""
-        if len(text) <= INLINE_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-
-    async def decode(self, token_ids: list[int]) -> str:
-        """The text of a prompt of token ids, special tokens left out; a long one is handled in a thread."""
-        if len(token_ids) <= INLINE_CHARS:
-            return self.tokenizer.decode(token_ids)
-        return await asyncio.to_thread(self.tokenizer.decode, token_ids)
+    async def off_loop(self, num_bytes: int, work: Callable[[], T]) -> T:
+        """What `work` returns; it runs in a thread if the request body of `num_bytes` makes it long."""
+        return work() if num_bytes <= INLINE_BYTES else await asyncio.to_thread(work)
 
     def num_special_before(self, token_ids: list[int]) -> int:
         """How many tokens at the beginning of an encoded text are not in the text: BOS."""
         bos = self.tokenizer.bos_id
         return int(bos is not None and token_ids[:1] == [bos])
 
-    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], kwargs: Mapping[str, Any]) -> list[int]:
         """Token ids of the rendered conversation; the template writes BOS itself. InvalidRequest without a template."""
         if self.template is None:
             raise InvalidRequest(
-                "this model has no chat template, so it cannot take `messages`",
+                f"{self.template_fault or 'this model has no chat template'}, so it cannot take `messages`",
                 hint="send a `prompt` to /v1/completions, or serve a chat model",
                 param="messages",
                 code="no_chat_template",
             )
-        return await self.encode(self.template.render(messages, **kwargs), add_special_tokens=False)
+        return self.tokenizer.encode(self.template.render(messages, **kwargs), add_special_tokens=False)

@@ -15,9 +15,10 @@ def bind(config: ServerConfig) -> socket.socket:
     """A listening TCP socket on `config.host` and `config.port`. Raises ConfigError saying why it cannot be."""
     try:
         found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # a name such as `a..b` cannot even be encoded
+        why = error.strerror if isinstance(error, socket.gaierror) else error
         raise ConfigError(
-            f"`server.host` is {config.host!r}, which is not an address: {error.strerror}",
+            f"`server.host` is {config.host!r}, which is not an address: {why}",
             hint="use 127.0.0.1 for this machine only, 0.0.0.0 for all its addresses",
         ) from None
     family, kind, protocol, _, address = found[0]

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from trivet.errors import InvalidRequest
+from trivet.engine.messages import EngineInfo
+from trivet.engine.shown import shown_name
+from trivet.errors import ContextTooLong, InvalidRequest
 from trivet.server.json_errors import decode_object, near, not_of_type
 
 TokenIds = list[int]
@@ -144,20 +146,64 @@ def _unknown(name: str, cls: type[Body]) -> InvalidRequest:
     known = _fields(cls)
     other, path = _OTHER[cls]
     hint = f"it belongs to {path}" if name in other else near(name, known | HARMLESS | NEUTRAL.keys())
+    name = shown_name(name)
     return InvalidRequest(f"unknown field `{name}`", hint=hint, param=name, code="unknown_parameter")
 
 
 B = TypeVar("B", bound=Body)
 
 
-def parse(raw: bytes, cls: type[B]) -> B:
-    """The checked body; raises InvalidRequest naming the position in bad JSON, or the field and what was expected."""
+def parse(raw: bytes, cls: type[B], info: EngineInfo) -> B:
+    """The checked body; raises InvalidRequest naming the position in bad JSON, or the field and what was expected.
+
+    What is too long for the engine is refused before anything is copied.
+    """
     fields = decode_object(raw)
     _check_names(fields, cls)
+    _check_lengths(fields, info)
     try:
         return msgspec.convert(fields, cls)
     except msgspec.ValidationError as error:
         raise not_of_type(error, fields) from None
+
+
+def _check_lengths(fields: dict[str, Any], info: EngineInfo) -> None:
+    prompt, messages = fields.get("prompt"), fields.get("messages")
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
+        _check_fits(prompt, "prompt", info)
+    elif isinstance(prompt, list):
+        most = info.max_waiting + info.max_num_seqs
+        if len(prompt) > most:
+            raise InvalidRequest(
+                f"`prompt` holds {len(prompt):,} prompts, but at most {most:,} can run and wait at once",
+                hint="send them in several requests",
+                param="prompt",
+            )
+        for i, item in enumerate(prompt):
+            if isinstance(item, list):
+                _check_fits(item, f"prompt[{i}]", info)
+    if isinstance(messages, list) and len(messages) > info.max_context:
+        raise ContextTooLong(
+            f"`messages` holds {len(messages):,} messages, but the context has {info.max_context:,} tokens",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        value = fields.get(name)
+        if isinstance(value, list | dict) and len(value) > info.vocab_size:
+            raise InvalidRequest(
+                f"`{name}` holds {len(value):,} token ids, but the model knows {info.vocab_size:,}", param=name
+            )
+
+
+def _check_fits(ids: list[Any], where: str, info: EngineInfo) -> None:
+    if len(ids) > info.max_context:
+        raise ContextTooLong(
+            f"`{where}` holds {len(ids):,} token ids, but the context has {info.max_context:,} tokens",
+            hint="shorten it, or load the model with a larger `--max-context` if it was made for more",
+            param="prompt",
+            code="context_length_exceeded",
+        )
 
 
 def prompts_of(body: CompletionBody, vocab_size: int) -> list[Prompt]:

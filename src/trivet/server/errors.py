@@ -9,7 +9,9 @@ from trivet.errors import (
     ConfigError,
     ContextTooLong,
     EngineDied,
+    EngineGone,
     InvalidRequest,
+    NotReady,
     Overloaded,
     TrivetError,
     UnsupportedCpu,
@@ -28,6 +30,14 @@ class NoSuchPath(InvalidRequest):
 
 class MethodNotAllowed(InvalidRequest):
     """The path exists, but not with this method."""
+
+
+class BadHttp(InvalidRequest):
+    """What came is not HTTP/1.1."""
+
+
+class HeadTooLarge(InvalidRequest):
+    """The request line and headers, or the trailers, are larger than is read."""
 
 
 class BodyTooLarge(InvalidRequest):
@@ -50,8 +60,8 @@ class ForbiddenHost(InvalidRequest):
     """A loopback server was addressed by a name that is not loopback: DNS rebinding, or a page of another origin."""
 
 
-class NotReady(Overloaded):
-    """The model is still loading, or the server is draining or stopping."""
+class TooManyConnections(Overloaded):
+    """As many connections are open as may be."""
 
 
 class ClientLeft(Exception):
@@ -70,6 +80,8 @@ STATUS: dict[type[BaseException], Status] = {
     ModelNotFound: Status(404, "invalid_request_error", "model_not_found"),
     NoSuchPath: Status(404, "invalid_request_error", "unknown_url"),
     MethodNotAllowed: Status(405, "invalid_request_error", "method_not_allowed"),
+    BadHttp: Status(400, "invalid_request_error", "invalid_http"),
+    HeadTooLarge: Status(431, "invalid_request_error", "head_too_large"),
     BodyTooLarge: Status(413, "invalid_request_error", "body_too_large"),
     BodyTooSlow: Status(408, "invalid_request_error", "body_too_slow"),
     UnsupportedEncoding: Status(415, "invalid_request_error", "unsupported_encoding"),
@@ -80,6 +92,7 @@ STATUS: dict[type[BaseException], Status] = {
     ConfigError: Status(400, "invalid_request_error", None),
     UnsupportedCpu: Status(400, "invalid_request_error", "unsupported_cpu"),
     NotReady: Status(503, "service_unavailable", "not_ready"),
+    TooManyConnections: Status(503, "service_unavailable", "too_many_connections"),
     Overloaded: Status(429, "rate_limit_error", "overloaded"),
     EngineDied: Status(503, "engine_error", "engine_died"),
     TrivetError: Status(500, "server_error", None),
@@ -109,6 +122,8 @@ def error_headers(error: BaseException) -> dict[str, str]:
     match error:
         case Overloaded():
             return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        case EngineGone():
+            return {}  # nobody knows when
         case EngineDied():
             return {"Retry-After": str(math.ceil(RESTART_RETRY_S))}
         case Unauthorized():

@@ -12,7 +12,6 @@ from typing import Any
 from trivet.engine.answers import Delta
 from trivet.engine.async_engine import Stream
 from trivet.engine.messages import FinishReason
-from trivet.errors import InvalidRequest
 from trivet.server.backend import Backend
 from trivet.server.params import Wanted
 from trivet.server.replies import Choice, PreparedPrompt, Replies, usage_of
@@ -34,25 +33,9 @@ class Job:
         self._first_at: dict[int, float] = {}  # by choice number
         self._last_at: dict[int, float] = {}
 
-    async def open(
-        self,
-        prompts: Sequence[PreparedPrompt],
-        wanted: Wanted,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        deadline_s: float | None = None,
-    ) -> None:
+    async def open(self, prompts: Sequence[PreparedPrompt], wanted: Wanted) -> None:
         """Submits every prompt; raises what admission says, and then none of them runs."""
         self._prompts, self._wanted = prompts, wanted
-        info = self._backend.info
-        most = info.max_waiting + info.max_num_seqs
-        if len(self._prompts) > most:
-            raise InvalidRequest(
-                f"`prompt` holds {len(self._prompts):,} prompts, but at most {most:,} can run and wait at once",
-                hint="send them in several requests",
-                param="prompt",
-            )
         opened = await asyncio.gather(
             *(
                 self._backend.engine.submit(
@@ -60,9 +43,10 @@ class Job:
                     self._wanted.sampling,
                     rest=self._wanted.rest,
                     request_id=f"{self._id}-{i}",
-                    priority=priority,
-                    cache_salt=cache_salt,
-                    deadline_s=deadline_s,
+                    priority=wanted.priority,
+                    cache_salt=wanted.cache_salt,
+                    deadline_s=wanted.deadline_s,
+                    prompt_only=wanted.prompt_only,
                 )
                 for i, prompt in enumerate(self._prompts)
             ),

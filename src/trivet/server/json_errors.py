@@ -5,11 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection
+from itertools import islice
 from typing import Any
 
 import msgspec
 
+from trivet.engine.shown import shown_name
 from trivet.errors import InvalidRequest
+
+LONGEST_NAME = 64  # what is longer is no misspelt field
 
 _WORDS = {
     "int": "an integer",
@@ -78,6 +82,7 @@ def not_of_type(error: msgspec.ValidationError, fields: dict[str, Any]) -> Inval
         where = f"{path}.{found['name']}" if path else found["name"]
         return InvalidRequest(f"`{where}` is missing", param=param or found["name"], code="missing_required_parameter")
     if not (found := _EXPECTED.match(said)):
+        said = shown_name(said)
         return InvalidRequest(f"`{path}`: {said}" if path else said, param=param)
     expected = " or ".join(_WORDS[word] for word in found["expected"].split(" | ") if word in _WORDS)
     value = _quoted(_follow(fields, path))
@@ -95,11 +100,28 @@ def _follow(value: Any, path: str) -> Any:
 
 
 def _quoted(value: Any, longest: int = 60) -> str:
-    text = msgspec.json.encode(value).decode()
+    text = msgspec.json.encode(_pruned(value, longest)).decode()
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
+def _pruned(value: Any, longest: int, depth: int = 8) -> Any:
+    """As much of `value` as its first `longest` characters can show."""
+    match value:
+        case str():
+            return value[: longest + 1]
+        case list() if depth:
+            return [_pruned(item, longest, depth - 1) for item in value[:longest]]
+        case dict() if depth:
+            items = islice(value.items(), longest)
+            return {key[: longest + 1]: _pruned(item, longest, depth - 1) for key, item in items}
+        case list() | dict():
+            return "..."
+    return value
+
+
 def near(name: str, known: Collection[str]) -> str | None:
-    """A hint with the known name nearest to `name`, None if nothing is near."""
+    """A hint with the known name nearest to `name`, None if nothing is near: a long name is not compared."""
+    if len(name) > LONGEST_NAME:
+        return None
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f"did you mean `{close[0]}`?" if close else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from trivet.config import ServerConfig
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_CUT, EXIT_INTERRUPTED = 0, 1, 130
 LAST_WORDS_S = 2.0  # streams that were cut get this long to send their error event
+MOST_FILES = 65_536
+OTHER_FILES = 128  # that are not connections: weights, libraries, the engine's socket
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -35,6 +39,8 @@ class Loaded:
 
 class Reporter(Protocol):
     """Who tells people what happens; the command line prints, tests listen."""
+
+    def loading(self, model: str, url: str) -> None: ...
 
     def ready(self, backend: Backend, url: str) -> None: ...
 
@@ -51,23 +57,27 @@ def run_server(
     load: Callable[[], Loaded],
     *,
     model_name: str,
+    model_path: str = "",
     reporter: Reporter,
     milestones: Milestones,
     on_start: Callable[[StopSignals], None] = lambda stops: None,
 ) -> int:
-    """Serves until a signal; the exit status. Raises what `load` raises. `on_start` gets what signals act on."""
+    """Serves until a signal; the exit status. Raises what `load` raises. `on_start` gets what signals act on.
+
+    `model_path` is what was asked for, and names the model too, unless the config has a name of its own for it.
+    """
     loading = _in_thread(load)  # first: it takes longest, and runs beside the imports below
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        serving = _serving(config, model_name, reporter)
+        serving = _serving(config, model_name, model_path, reporter)
         return runner.run(_run(serving, sock, loading, reporter=reporter, milestones=milestones, on_start=on_start))
 
 
-def _serving(config: ServerConfig, model_name: str, reporter: Reporter) -> Serving:
+def _serving(config: ServerConfig, model_name: str, model_path: str, reporter: Reporter) -> Serving:
     from trivet.server.serving import Serving
 
-    serving = Serving(config, model_name=model_name)
+    serving = Serving(config, model_name=model_name, model_path=model_path)
     serving.on_first_token = reporter.first_token
     return serving
 
@@ -86,6 +96,7 @@ async def _run(
     with stops.caught():
         async with _http(serving, sock):
             milestones.reach("http is up")
+            reporter.loading(serving.model_path, url_of(sock))
             loaded = await _unless_stopped(asyncio.wrap_future(loading), stops)
             if loaded is None:
                 return stops.status(cut=False)
@@ -165,8 +176,12 @@ class _http:
         from trivet.server.app import make_app
         from trivet.server.protocol import BoundedProtocol
 
+        class Protocol(BoundedProtocol):
+            max_connections = max(1, min(serving.config.max_connections, file_limit() - OTHER_FILES))
+            on_too_many = staticmethod(partial(serving.metrics.rejected, "connections"))
+
         config = uvicorn.Config(
-            make_app(serving), http=BoundedProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
+            make_app(serving), http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
@@ -191,6 +206,17 @@ class _http:
 @contextmanager
 def _no_signals() -> Iterator[None]:
     yield
+
+
+def file_limit() -> int:
+    """How many files this process may have open, raised to what the system lets it be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return MOST_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def url_of(sock: socket.socket) -> str:

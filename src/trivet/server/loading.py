@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import replace
 from threading import Thread
 from typing import TYPE_CHECKING
 
 from trivet.config import EngineConfig
 from trivet.engine.client import EngineClient
-from trivet.errors import TrivetError
+from trivet.errors import ModelFormatError, NotReady, TrivetError
 from trivet.server.lifecycle import Loaded
 from trivet.server.milestones import Milestones
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trivet.models.load import LoadedModel
     from trivet.models.tokenizer import Tokenizer
 
-Text = tuple["Tokenizer", "ChatTemplate | None"]
+Text = tuple["Tokenizer", "ChatTemplate | None", "str | None"]
 
 
 class Loader:
@@ -42,7 +42,8 @@ class Loader:
         client = InProcessClient(assembled)
         self._milestones.reach("engine is ready")
         try:
-            return self._loaded(client, assembled.loaded)
+            model = assembled.loaded
+            return self._loaded(client, model, (model.tokenizer, *_usable(model.chat_template)))
         except BaseException:
             client.close()
             raise
@@ -53,20 +54,24 @@ class Loader:
         child = ChildProcessClient(self._config)
         self._milestones.reach("engine process is started")
         try:
-            text = self._read_text()
-            child.wait_ready()
+            text = self._read_text(on_fault=child.close)
+            try:
+                child.wait_ready()
+            except NotReady:  # closed, because the other half has failed
+                text.result()
+                raise
             self._milestones.reach("engine is ready")
             from trivet.models.load import load_model
 
             model = load_model(self._config.model)  # the child has packed it: this maps a file and reads settings
-            model.tokenizer, model.chat_template = text.result()
-            return self._loaded(child, model)
+            model.tokenizer = text.result()[0]  # its EOS is asked for
+            return self._loaded(child, model, text.result())
         except BaseException:
             child.close()
             raise
 
-    def _read_text(self) -> Future[Text]:
-        """The tokenizer and the chat template, read on a thread of its own."""
+    def _read_text(self, on_fault: Callable[[], None]) -> Future[Text]:
+        """The tokenizer and the chat template, read on a thread of its own, which calls `on_fault` if it cannot."""
         future: Future[Text] = Future()
 
         def read() -> None:
@@ -76,19 +81,18 @@ class Loader:
                 from trivet.models.tokenizer import Tokenizer
 
                 folder, _ = find_model(self._config.model.path)
-                tokenizer, template = Tokenizer.from_folder(folder), ChatTemplate.from_folder(folder)
+                text = (Tokenizer.from_folder(folder), *_usable(ChatTemplate.from_folder(folder)))
             except BaseException as error:
                 future.set_exception(error)
+                on_fault()
                 return
             self._milestones.reach("tokenizer is read")
-            future.set_result((tokenizer, template))
-            if template is not None:
-                _warm_up(template)
+            future.set_result(text)
 
         Thread(target=read, name="trivet-tokenizer", daemon=True).start()
         return future
 
-    def _loaded(self, client: EngineClient, model: LoadedModel) -> Loaded:
+    def _loaded(self, client: EngineClient, model: LoadedModel, text: Text) -> Loaded:
         from trivet.engine.async_engine import AsyncEngine
         from trivet.engine.child import ChildProcessClient, ChildState
         from trivet.engine.defaults import SamplingDefaults
@@ -100,8 +104,14 @@ class Loader:
             eos_ids=model.eos_ids,
             model_name=self._model_name,
         )
-        engine = AsyncEngine(client, model.tokenizer, defaults)
-        backend = Backend(engine=engine, tokenizer=model.tokenizer, template=model.chat_template)
+        tokenizer, template, fault = text
+        backend = Backend(
+            engine=AsyncEngine(client, tokenizer, defaults),
+            tokenizer=tokenizer,
+            template=template,
+            template_fault=fault,
+            gave_up=lambda: not client.alive,  # in this process it is not started again
+        )
         if isinstance(client, ChildProcessClient):
             child = client
             backend = replace(
@@ -112,7 +122,14 @@ class Loader:
         return Loaded(backend=backend, client=client)
 
 
-def _warm_up(template: ChatTemplate) -> None:
-    """Compiles the template now rather than with the first request; what it thinks of a message is for later."""
-    with suppress(TrivetError):
+def _usable(template: ChatTemplate | None) -> tuple[ChatTemplate | None, str | None]:
+    """The template, compiled now rather than with the first request; or None, and why it cannot be."""
+    if template is None:
+        return None, None
+    try:
         template.render([{"role": "user", "content": ""}])
+    except ModelFormatError as error:
+        return None, error.message
+    except TrivetError:
+        pass  # what it thinks of a message is for later
+    return template, None

@@ -16,6 +16,9 @@ class TokenTexts:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
+    def is_special(self, token_id: int) -> bool:
+        return token_id in self._tokenizer.special_ids
+
     def bytes(self, token_id: int) -> bytes:
         return self._tokenizer.token_bytes(token_id)
 
@@ -35,12 +38,18 @@ class CompletionLogprobs:
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def part(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None]) -> dict[str, Any]:
-        """The lists for these tokens; a prompt's first token has no log probability and gives None."""
+    def part(
+        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob | None], *, skip_special: bool = False
+    ) -> dict[str, Any]:
+        """The lists for these tokens; a prompt's first token has no log probability and gives None.
+
+        `skip_special`: special tokens are not in the text, and take no room in it.
+        """
         offsets = []
         for token_id in token_ids:
             offsets.append(self._offset)
-            self._offset += len(self._decoder.decode(self._texts.bytes(token_id)))
+            if not (skip_special and self._texts.is_special(token_id)):
+                self._offset += len(self._decoder.decode(self._texts.bytes(token_id)))
         return {
             "tokens": [self._texts.text(token_id) for token_id in token_ids],
             "token_logprobs": [None if entry is None else entry.logprob for entry in logprobs],

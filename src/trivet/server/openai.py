@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
 
@@ -13,13 +12,13 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trivet.errors import Overloaded
+from trivet.errors import NotReady, Overloaded
 from trivet.server.backend import Backend
 from trivet.server.bodies import Body, ChatBody, CompletionBody, parse, prompts_of
 from trivet.server.errors import ClientLeft
 from trivet.server.job import Job
 from trivet.server.logprobs import TokenTexts
-from trivet.server.messages import chat_messages
+from trivet.server.messages import chat_messages, template_variables
 from trivet.server.params import Wanted, chat_wanted, completion_wanted
 from trivet.server.replies import ChatReplies, CompletionReplies, PreparedPrompt, Replies
 from trivet.server.security import read_body
@@ -28,7 +27,7 @@ from trivet.server.sse import EventStream, or_disconnect
 
 HEADERS_AFTER_S = 5.0  # a stream's status waits this long for the first token, so that early errors keep their status
 
-Prepare = Callable[[Backend, Any], Awaitable[tuple[list[PreparedPrompt], Wanted]]]
+Prepare = Callable[[Backend, Any], tuple[list[PreparedPrompt], Wanted]]
 
 
 async def completions(request: Request) -> Response:
@@ -61,16 +60,12 @@ async def _answer(
     request: Request, cls: type[Body], prepare: Prepare, make_replies: type[Replies], prefix: str
 ) -> Response:
     serving: Serving = request.app.state.serving
-    job_id = f"{prefix}-{uuid.uuid4().hex}"
-    headers = {"X-Request-Id": job_id}
+    job_id = request.state.request_id = f"{prefix}-{request.state.request_id}"
     arrived = time.monotonic()
     async with AsyncExitStack() as stack:
         backend = stack.enter_context(serving.admit())
         stack.enter_context(_failures_counted(serving))
-        raw = await read_body(request.headers, request.receive, max_bytes=serving.config.max_body_bytes)
-        body = parse(raw, cls)
-        serving.check_model(body.model)
-        prompts, wanted = await prepare(backend, body)
+        prompts, wanted = await _understood(request, serving, backend, cls, prepare)
         replies = make_replies(
             reply_id=job_id,
             created=int(time.time()),
@@ -81,40 +76,52 @@ async def _answer(
         )
         job = Job(serving, backend, job_id, arrived)
         stack.push_async_callback(job.close)
-        opening = job.open(
-            prompts,
-            wanted,
-            priority=body.priority or 0,
-            cache_salt=body.cache_salt or "",
-            deadline_s=body.deadline_s,
-        )
-        await or_disconnect(request.receive, opening)
+        await or_disconnect(request.receive, job.open(prompts, wanted))
         if not wanted.stream:
-            return json_response(await or_disconnect(request.receive, job.whole(replies)), headers=headers)
+            return json_response(await or_disconnect(request.receive, job.whole(replies)))
         events = job.events(replies)
         first = asyncio.ensure_future(anext(events))
         stack.callback(first.cancel)
         await or_disconnect(request.receive, _started(first))
-        return EventStream(_from(first, events), headers=headers, closing=stack.pop_all())
+        return EventStream(_from(first, events), closing=stack.pop_all())
     raise AssertionError("no exit stack swallows exceptions here")
 
 
-async def _prepare_completion(backend: Backend, body: CompletionBody) -> tuple[list[PreparedPrompt], Wanted]:
+async def _understood(
+    request: Request, serving: Serving, backend: Backend, cls: type[Body], prepare: Prepare
+) -> tuple[list[PreparedPrompt], Wanted]:
+    """What the body asks for. The body itself does not outlive this."""
+    with serving.bodies.hold() as take:
+        raw = await read_body(request.headers, request.receive, max_bytes=serving.config.max_body_bytes, take=take)
+
+        def understood() -> tuple[list[PreparedPrompt], Wanted]:
+            body = parse(raw, cls, backend.info)
+            serving.check_model(body.model)
+            return prepare(backend, body)
+
+        return await backend.off_loop(len(raw), understood)
+
+
+def _prepare_completion(backend: Backend, body: CompletionBody) -> tuple[list[PreparedPrompt], Wanted]:
     wanted = completion_wanted(body, backend.info.vocab_size)
     prepared = []
     for prompt in prompts_of(body, backend.info.vocab_size):
         if isinstance(prompt, str):
-            ids = await backend.encode(prompt)
-            prepared.append(PreparedPrompt(token_ids=ids, text=prompt, num_unwritten=backend.num_special_before(ids)))
+            ids = backend.tokenizer.encode(prompt)
+            prepared.append(
+                PreparedPrompt(
+                    token_ids=ids, text=prompt if wanted.echo else "", num_unwritten=backend.num_special_before(ids)
+                )
+            )
         else:
-            text = await backend.decode(prompt) if wanted.echo else ""
-            prepared.append(PreparedPrompt(token_ids=prompt, text=text))
+            text = backend.tokenizer.decode(prompt) if wanted.echo else ""
+            prepared.append(PreparedPrompt(token_ids=prompt, text=text, skips_special=True))
     return prepared, wanted
 
 
-async def _prepare_chat(backend: Backend, body: ChatBody) -> tuple[list[PreparedPrompt], Wanted]:
+def _prepare_chat(backend: Backend, body: ChatBody) -> tuple[list[PreparedPrompt], Wanted]:
     wanted = chat_wanted(body, backend.info.vocab_size)
-    ids = await backend.encode_chat(chat_messages(body.messages), body.chat_template_kwargs or {})
+    ids = backend.encode_chat(chat_messages(body.messages), template_variables(body.chat_template_kwargs or {}))
     return [PreparedPrompt(token_ids=ids)], wanted
 
 
@@ -141,7 +148,7 @@ def _failures_counted(serving: Serving) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, Overloaded):
-            serving.metrics.rejected("capacity")
+            serving.metrics.rejected("not_ready" if isinstance(error, NotReady) else "capacity")
         serving.metrics.failed(error)
         raise
 

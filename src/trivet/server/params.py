@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivet.engine.defaults import Rest
+from trivet.engine.messages import MAX_DEADLINE_S
 from trivet.engine.sampling_params import SamplingParams
+from trivet.engine.shown import shown
 from trivet.errors import InvalidRequest
 from trivet.server.bodies import Body, ChatBody, CompletionBody
 
 MAX_LOGPROBS = 20
 MAX_PRIORITY = 1_000_000
+MAX_ID_DIGITS = 12
 
 # fields that mean the same in the body and in SamplingParams
 _SAME = (
@@ -34,6 +37,9 @@ class Wanted:
     stream: bool = False
     include_usage: bool = False
     usage_always: bool = False
+    priority: int = 0
+    cache_salt: str = ""
+    deadline_s: float | None = None
 
 
 def completion_wanted(body: CompletionBody, vocab_size: int) -> Wanted:
@@ -95,17 +101,23 @@ def _delivery(body: Body) -> dict[str, Any]:
         "stream": bool(body.stream),
         "include_usage": options is not None and bool(options.include_usage),
         "usage_always": always,
+        "priority": body.priority or 0,
+        "cache_salt": body.cache_salt or "",
+        "deadline_s": body.deadline_s,
     }
 
 
 def _check_turn(priority: int | None, deadline_s: float | None) -> None:
-    """Raises InvalidRequest for a priority beyond all others, or a deadline that passed before it began."""
+    """Raises InvalidRequest for a priority beyond all others, or a deadline that is past, or beyond a day."""
     if priority is not None and abs(priority) > MAX_PRIORITY:
         raise InvalidRequest(
             f"`priority` is {priority}, but it must be between -{MAX_PRIORITY:,} and {MAX_PRIORITY:,}", param="priority"
         )
-    if deadline_s is not None and not deadline_s > 0:
-        raise InvalidRequest(f"`deadline_s` is {deadline_s:g}, but it must be above 0 seconds", param="deadline_s")
+    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_S:
+        raise InvalidRequest(
+            f"`deadline_s` is {deadline_s:g}, but it must be above 0 seconds and at most {MAX_DEADLINE_S:,.0f}",
+            param="deadline_s",
+        )
 
 
 def _sampling(body: Body, vocab_size: int, *, max_tokens: int | None, **logprobs: Any) -> SamplingParams:
@@ -126,8 +138,8 @@ def _sampling(body: Body, vocab_size: int, *, max_tokens: int | None, **logprobs
 
 def _logit_bias(bias: dict[str, float], vocab_size: int) -> dict[int, float]:
     for key in bias:
-        if not (key.isascii() and key.isdigit()):
-            raise InvalidRequest(f"`logit_bias` has the key {key!r}, but keys are token ids", param="logit_bias")
+        if not (len(key) <= MAX_ID_DIGITS and key.isascii() and key.isdigit()):
+            raise InvalidRequest(f"`logit_bias` has the key {shown(key)}, but keys are token ids", param="logit_bias")
     by_id = {int(key): value for key, value in bias.items()}
     _check_ids("logit_bias", by_id, vocab_size)
     return by_id

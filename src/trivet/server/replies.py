@@ -20,6 +20,7 @@ class PreparedPrompt:
     token_ids: list[int]
     text: str = ""
     num_unwritten: int = 0  # tokens at the beginning that are not in the text: BOS
+    skips_special: bool = False  # the text was made of the ids, without special tokens
 
 
 @dataclass(slots=True)
@@ -145,11 +146,16 @@ class CompletionReplies(Replies):
         maker = self._maker(choice)
         return join([
             maker.unwritten(prompt.token_ids[: prompt.num_unwritten], entries[: prompt.num_unwritten]),
-            maker.part(prompt.token_ids[prompt.num_unwritten :], entries[prompt.num_unwritten :]),
+            maker.part(
+                prompt.token_ids[prompt.num_unwritten :],
+                entries[prompt.num_unwritten :],
+                skip_special=prompt.skips_special,
+            ),
         ])  # fmt: skip
 
     def _part(self, choice: Choice, delta: Delta) -> dict[str, Any]:
-        return self._maker(choice).part(delta.token_ids, delta.logprobs or [])
+        skip_special = self._wanted.sampling.skip_special_tokens
+        return self._maker(choice).part(delta.token_ids, delta.logprobs or [], skip_special=skip_special)
 
     def _maker(self, choice: Choice) -> CompletionLogprobs:
         if choice.number not in self._logprobs:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from trivet.config import ServerConfig
+from trivet.models.source import bundled_name
 from trivet.server.milestones import Milestones
 from trivet.server.security import is_loopback
 from trivet.server.sizes import show_size
@@ -19,7 +20,7 @@ from trivet.server.sizes import show_size
 if TYPE_CHECKING:
     from trivet.server.backend import Backend
 
-DEMO_NOTE = "demo only completes Python: it is small, and was shown nothing else"
+DEMO_NOTE = "{} only completes Python: it is small, and was shown nothing else"
 DEMO_PROMPT = "def read_json(path):"
 
 
@@ -33,6 +34,9 @@ class PrintedReport:
         self._model_name = model_name
         self._milestones = milestones
         self._out = out or sys.stderr
+
+    def loading(self, model: str, url: str) -> None:
+        self._say(f"  loading  {model}, listening on {url}")
 
     def ready(self, backend: Backend, url: str) -> None:
         info = backend.info
@@ -84,6 +88,9 @@ class JsonReport:
         self._milestones = milestones
         self._out = out or sys.stdout
 
+    def loading(self, model: str, url: str) -> None:
+        self._write("loading", url=url, model=self._model_name, path=model, pid=os.getpid())
+
     def ready(self, backend: Backend, url: str) -> None:
         self._write(
             "ready",
@@ -113,9 +120,11 @@ class JsonReport:
 def notes(backend: Backend, config: ServerConfig) -> list[str]:
     """What was chosen or given up, and what a person should know before others call."""
     found = list(backend.info.notes)
-    if os.path.basename(backend.info.model_path.rstrip("/")) == "demo":
-        found.insert(0, DEMO_NOTE)
-    if backend.template is None:
+    if (demo := bundled_name(backend.info.model_path)) is not None:
+        found.insert(0, DEMO_NOTE.format(demo))
+    if backend.template_fault is not None:
+        found.append(f"{backend.template_fault}: /v1/chat/completions answers 400, /v1/completions works")
+    elif backend.template is None:
         found.append("no chat template: /v1/chat/completions answers 400, /v1/completions works")
     if warning := exposure_warning(config):
         found.append(warning)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from trivet.engine.shown import shown
+from trivet.errors import Overloaded
 from trivet.server.errors import BodyTooLarge, BodyTooSlow, ClientLeft, ForbiddenHost, Unauthorized, UnsupportedEncoding
 
 BODY_TIMEOUT_S = 60.0  # a body arrives in this time, else 408
@@ -45,13 +48,13 @@ def check_host(headers: Headers, bound: str) -> None:
     host = headers.get("host")  # browsers always send it; a health check of HTTP/1.0 may not
     if host is not None and not is_loopback(host_of(host)):
         raise ForbiddenHost(
-            f"this server is bound to {bound} and answers to loopback names only, but `Host` is {host!r}",
+            f"this server is bound to {bound} and answers to loopback names only, but `Host` is {shown(host)}",
             hint="call it as localhost, or bind another address with `--host` and set `--api-key`",
         )
     origin = headers.get("origin")
     if origin is not None and not is_loopback(host_of(origin)):
         raise ForbiddenHost(
-            f"this server is bound to {bound}, and pages of {origin!r} may not call it",
+            f"this server is bound to {bound}, and pages of {shown(origin)} may not call it",
             hint="no other origin is allowed (CORS is off)",
         )
 
@@ -67,12 +70,43 @@ def check_key(headers: Headers, keys: Iterable[bytes]) -> None:
         raise Unauthorized("the API key is not one that this server accepts")
 
 
-async def read_body(headers: Headers, receive: Receive, *, max_bytes: int) -> bytes:
-    """The whole request body. Raises BodyTooLarge before reading it where its length is announced, BodyTooSlow,
-    UnsupportedEncoding, and ClientLeft."""
+class BodyBudget:
+    """How many bytes of request bodies may be in memory together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.used = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[Callable[[int], None]]:
+        """Gives a function that takes so many bytes, or raises Overloaded; what was taken is given back at the end."""
+        held = 0
+
+        def take(num_bytes: int) -> None:
+            nonlocal held
+            if self.used + num_bytes > self.max_bytes:
+                raise Overloaded(
+                    f"request bodies of {self.used:,} bytes are being read, and at most {self.max_bytes:,} may be"
+                )
+            self.used += num_bytes
+            held += num_bytes
+
+        try:
+            yield take
+        finally:
+            self.used -= held
+
+
+async def read_body(
+    headers: Headers, receive: Receive, *, max_bytes: int, take: Callable[[int], None] = lambda num_bytes: None
+) -> bytes:
+    """The whole request body; `take` is told of each part, and may refuse it.
+
+    Raises BodyTooLarge before reading it where its length is announced, BodyTooSlow, UnsupportedEncoding, ClientLeft.
+    """
     encoding = headers.get("content-encoding", "identity")
     if encoding != "identity":
-        raise UnsupportedEncoding(f"the body is encoded as {encoding!r}, but it must not be compressed")
+        raise UnsupportedEncoding(f"the body is encoded as {shown(encoding)}, but it must not be compressed")
     announced = headers.get("content-length", "")
     if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(f"{int(announced):,} bytes", max_bytes)
@@ -88,6 +122,7 @@ async def read_body(headers: Headers, receive: Receive, *, max_bytes: int) -> by
                 size += len(part)
                 if size > max_bytes:
                     raise _too_large(f"more than {max_bytes:,} bytes", max_bytes)
+                take(len(part))
                 parts.append(part)
                 if not message.get("more_body", False):
                     return b"".join(parts)

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from enum import Enum
 
 from trivet.config import ServerConfig
-from trivet.errors import EngineDied, Overloaded, TrivetError
+from trivet.engine.shown import shown_name
+from trivet.errors import EngineDied, EngineGone, NotReady, Overloaded, TrivetError
 from trivet.server.backend import Backend
-from trivet.server.errors import ModelNotFound, NotReady
+from trivet.server.errors import ModelNotFound
 from trivet.server.metrics import Metrics
+from trivet.server.security import BodyBudget
 
 UPLOADING = 16  # requests that may be open beyond those that run and wait: their bodies are still being read
-STALLED_S = 60.0  # an engine with work that has shown no progress for this long is not healthy
 
 
 class Phase(Enum):
@@ -29,12 +30,15 @@ class Phase(Enum):
 class Serving:
     """One served model. Handlers ask `admit()` for the backend; signals call `drain()`."""
 
-    def __init__(self, config: ServerConfig, *, model_name: str) -> None:
+    def __init__(self, config: ServerConfig, *, model_name: str, model_path: str = "") -> None:
         self.config = config
         self.model_name = model_name
+        self.model_path = model_path or model_name
+        self._names = {model_name} if config.served_model_name else {model_name, self.model_path}
         self.created = int(time.time())
         self.metrics = Metrics(model_name)
         self.keys = tuple(key.encode() for key in config.api_keys)
+        self.bodies = BodyBudget(config.max_bodies_bytes)
         self.num_open = 0
         self.backend: Backend | None = None
         self.first_token_at: float | None = None  # time.time() of the first token this server gave
@@ -65,11 +69,17 @@ class Serving:
         return None
 
     def why_not_ready(self) -> TrivetError | None:
-        """The same, and also an engine that is being started again; requests may wait for that one, /ready does not."""
+        """The same, and also an engine that is gone, or being started again: requests may wait for it, /ready not."""
         refusal = self.refusal()
-        if refusal is None and self.backend is not None and not self.backend.alive:
+        if refusal is not None or self.backend is None:
+            return refusal
+        if self.backend.gave_up():
+            return EngineGone(
+                "the engine died and is not started again", hint="its log says why; then restart the server"
+            )
+        if not self.backend.alive:
             return EngineDied("the engine died and is being started again")
-        return refusal
+        return None
 
     @contextmanager
     def admit(self) -> Iterator[Backend]:
@@ -100,9 +110,9 @@ class Serving:
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFound, listing what is served, unless `name` is served here or was not given."""
-        if name is not None and name != self.model_name:
+        if name is not None and name not in self._names:
             raise ModelNotFound(
-                f"the model `{name}` is not served here", hint=f"served: `{self.model_name}`", param="model"
+                f"the model `{shown_name(name)}` is not served here", hint=f"served: `{self.model_name}`", param="model"
             )
 
     async def drain(self, seconds: float) -> bool:
@@ -121,21 +131,28 @@ class Serving:
         body: dict[str, object] = {"status": self.phase.value, "model": self.model_name, "open_requests": self.num_open}
         if self.backend is None:
             return True, body
-        stats = self.backend.stats()
         body["engine_alive"] = self.backend.alive
         body["engine_restarts"] = self.backend.num_restarts()
+        if self._draining:
+            return True, body
         if self.backend.gave_up():
             body["status"] = "dead"
             return False, body
         if not self.backend.alive:
             body["status"] = "restarting"
-        if stats is None:
             return True, body
-        age = time.monotonic() - stats.time_s
-        busy = stats.num_running + stats.num_waiting
-        body |= {"running": stats.num_running, "waiting": stats.num_waiting, "steps": stats.num_steps}
+        stats = self.backend.stats()
+        busy_since = self.backend.engine.busy_since
+        moments = [] if busy_since is None else [busy_since]
+        if stats is not None:
+            moments.append(stats.time_s)
+            body |= {"running": stats.num_running, "waiting": stats.num_waiting, "steps": stats.num_steps}
+        if not moments:
+            return True, body
+        age = time.monotonic() - max(moments)  # work that came after the last snapshot counts from when it came
         body["last_progress_s"] = round(age, 3)
-        if self.backend.alive and busy and age > STALLED_S:
+        is_busy = busy_since is not None or (stats is not None and stats.num_running + stats.num_waiting > 0)
+        if is_busy and age > self.config.stall_s:
             body["status"] = "stalled"
             return False, body
         return True, body

@@ -60,14 +60,12 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, events: AsyncGenerator[bytes, None], *, headers: Mapping[str, str], closing: AsyncExitStack
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], *, closing: AsyncExitStack) -> None:
         self.status_code = 200
         self.background = None
         self._events = events
         self._closing = closing
-        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -88,10 +86,11 @@ class EventStream(Response):
                 await keeper.send(part)
         except Exception as error:
             await keeper.send(event(error_body(error)))
+            await keeper.close()
             await send(END)
             raise
         finally:
-            keeper.close()
+            await keeper.close()  # before the end: a comment behind it would be no part of the answer
         await send(END)
 
 
@@ -116,5 +115,9 @@ class _KeepAlive:
                 silent = 0.0
             await asyncio.sleep(KEEP_ALIVE_S - silent)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Returns when nothing more is sent; raises nothing, since who sends the next part sees the same."""
         self._task.cancel()
+        await asyncio.wait((self._task,))
+        if not self._task.cancelled():
+            self._task.exception()  # a client that took no comment: it is retrieved, so that nobody logs it
