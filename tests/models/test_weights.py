@@ -114,11 +114,12 @@ def test_left_over_tensors_are_noted_but_not_rotary_buffers(tmp_path: Path) -> N
 @pytest.mark.parametrize(("family", "name"), [
     ("llama", "model.layers.0.self_attn.q_proj.bias"), ("llama", "model.layers.1.self_attn.q_norm.weight"),
     ("llama", "model.layers.1.mlp.down_proj.bias"), ("qwen3", "model.layers.0.pre_feedforward_layernorm.weight"),
+    ("llama", "lm_head.bias"), ("qwen3", "model.norm.bias"),
 ])  # fmt: skip
-def test_a_part_of_a_layer_that_config_does_not_describe_is_refused(tmp_path: Path, family: Any, name: str) -> None:
+def test_a_part_that_config_does_not_describe_is_refused(tmp_path: Path, family: Any, name: str) -> None:
     folder = make_checkpoint(tmp_path / "m", family)
     change(folder, lambda tensors: tensors.update({name: torch.ones(64)}))
-    with pytest.raises(ModelFormatError, match=rf"tensor `{name}` in .*\.safetensors is a part of layer \d .*does not"):
+    with pytest.raises(ModelFormatError, match=rf"tensor `{name}` in .*\.safetensors is a part of (layer \d|lm_head|model\.norm) .*does not"):
         load_packed(folder, precision="int8")
 
 

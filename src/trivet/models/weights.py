@@ -78,12 +78,13 @@ class _Planner:
         return sorted(n for n in self.tensors if n not in self.taken and not n.endswith(IGNORED_ENDINGS))
 
     def refuse_unused_parts(self, num_layers: int) -> None:
-        """ModelFormatError for a tensor inside a layer that runs: leaving it out would make another model."""
+        """ModelFormatError for a tensor inside a part that runs: leaving it out would make another model."""
         for name in self.unused():
-            layer = re.match(r"model\.layers\.(\d+)\.", name)
-            if layer and int(layer[1]) < num_layers:
+            part = re.match(r"model\.layers\.(\d+)\.|(lm_head|model\.norm|model\.embed_tokens)\.", name)
+            if part and (part[2] or int(part[1]) < num_layers):
+                where = part[2] or f"layer {part[1]}"
                 raise ModelFormatError(
-                    f"tensor `{name}` in {self.tensors[name].file} is a part of layer {layer[1]} that config.json does "
+                    f"tensor `{name}` in {self.tensors[name].file} is a part of {where} that config.json does "
                     "not describe, or that Trivet cannot compute yet",
                     hint="without it the answers would be those of another model",
                 )
