@@ -2,6 +2,7 @@
 
 TrivetError
 ├── ConfigError          a setting, flag or environment variable has a value it cannot have
+│   └── TraceError       a trace of requests has a line that cannot be; the message names file and line
 ├── ModelFormatError     a checkpoint or packed file is damaged, or is something Trivet cannot express
 ├── InvalidRequest       a request asks for something that is not possible; `param` names the field
 │   └── ContextTooLong   prompt (and what it asks for) does not fit the context
@@ -9,6 +10,7 @@ TrivetError
 ├── EngineDied           the engine process ended; open requests end with this
 ├── CacheError           the cache folder cannot hold what is needed
 ├── MissingExtra         a part of Trivet that is installed separately is not there
+├── TargetError          a server that is to be measured cannot be reached, or does not serve what was asked for
 └── UnsupportedCpu       this CPU (or this build) cannot run what was asked for
 """
 
@@ -26,6 +28,10 @@ class TrivetError(Exception):
 
 class ConfigError(TrivetError):
     """A setting has a value it cannot have."""
+
+
+class TraceError(ConfigError):
+    """A trace of requests has a line that cannot be."""
 
 
 class ModelFormatError(TrivetError):
@@ -65,6 +71,10 @@ class CacheError(TrivetError):
 
 class MissingExtra(TrivetError):
     """A part of Trivet that is installed separately is not there."""
+
+
+class TargetError(TrivetError):
+    """A server that is to be measured cannot be reached, or does not serve what was asked for."""
 
 
 class UnsupportedCpu(TrivetError):
