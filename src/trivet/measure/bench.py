@@ -15,7 +15,7 @@ from trivet.measure.results import Requests
 from trivet.measure.slo import Slo
 from trivet.measure.validity import ClientState, client_state, notes_of
 from trivet.measure.workers import Workers, deal
-from trivet.measure.workload import Plan, Workload, check_fits, plan
+from trivet.measure.workload import Plan, Workload, plan
 
 REQUEST_COST_S = 400e-6  # of client CPU, measured generously
 EVENT_COST_S = 60e-6
@@ -72,11 +72,13 @@ class Bench:
             self._is_set_up = True
         probed = self.targets[target]
         planned = plan(workload, seed, overhead=probed.dialect.overhead)
-        check_fits(planned, probed.model.max_len, probed.model.name)
+        probed.check_fits(planned)
         runs = self._shares(workload, planned, target, seed if prompts is None else prompts)
         measured = await self._workers.run(runs, lambda progress: self._on_progress(planned, progress))
         requests, results = measured.requests, measured.results
-        figures = figures_of(requests, workload.warmup_s, self._slo, seed=seed)
+        bounded = workload.rate is not None and workload.trace is None and workload.num_requests is None
+        sending_s = workload.duration_s if bounded and not self.interrupted else None
+        figures = figures_of(requests, workload.warmup_s, self._slo, sending_s=sending_s, seed=seed)
         return RunReport(
             target=target,
             workload=workload,

@@ -43,7 +43,8 @@ class BodyMaker:
     def prompt(self, turn: Turn) -> bytes:
         """What a turn adds, as it stands in the body."""
         if turn.text is not None:
-            return _escaped(turn.text)
+            text = _escaped(turn.text)
+            return text if self.dialect.form == "text" else b'"%b"' % text
         return self._comma.join([self.tokens(block) for block in turn.blocks])
 
     def body(self, parts: list[bytes], output_len: int) -> bytes:
@@ -54,8 +55,9 @@ class BodyMaker:
             prompt = b'"messages":[%b]' % b",".join(
                 [b'{"role":"%b","content":"%b"}' % (roles[i % 2], part) for i, part in enumerate(parts)]
             )
-        elif dialect.form == "ids" and parts[0][:1].isdigit():
-            prompt = b'"prompt":[%b]' % b",".join(parts)
+        elif dialect.form == "ids":
+            is_text = parts[0][:1] == b'"'  # only alone: `workload.check_fits` refuses chats of texts
+            prompt = b'"prompt":%b' % parts[0] if is_text else b'"prompt":[%b]' % b",".join(parts)
         else:
             prompt = b'"prompt":"%b"' % b"".join(parts)
         return b'{%b,"max_tokens":%d,%b}' % (prompt, output_len, dialect.options)

@@ -101,6 +101,7 @@ class Load:
 
     def exchange_done(self, exchange: Exchange) -> None:
         """An exchange has its outcome: the chat goes on, or the next job begins."""
+        exchange.body = b""
         self.done.append(exchange)
         self.tokens += exchange.num_tokens
         self.failed += exchange.outcome is not Outcome.ok
@@ -187,7 +188,6 @@ class Load:
         self.sent += 1
         self._counted += intended_s >= self._counting_from
         self._sender.send(exchange)
-        exchange.body = b""
 
     # --- the end --------------------------------------------------------------------------------------------------
 

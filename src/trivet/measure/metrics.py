@@ -15,6 +15,7 @@ from trivet.measure.slo import Slo, e2e_s, tpot_s, ttft_s
 from trivet.measure.statistics import NOTHING, Estimate, estimate_quantiles, share
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
+ROUNDING_S = 1e-9  # a time that is a sum of gaps may come out that much after itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,10 @@ class Figures:
     goodput: float | None  # requests a second that met the limits, over the time in which they were meant to be sent
 
 
-def figures_of(requests: Requests, warmup_s: float, slo: Slo | None, *, seed: int = 0) -> Figures:
-    """The figures of a run."""
+def figures_of(
+    requests: Requests, warmup_s: float, slo: Slo | None, *, sending_s: float | None = None, seed: int = 0
+) -> Figures:
+    """The figures of a run. `sending_s`: for how long requests were to be sent after the warm-up, where that is set."""
     rng = np.random.default_rng([seed, 9])
     counted = requests.where(requests["intended_s"] >= warmup_s)
     ok = counted.where(counted.is_ok)
@@ -75,12 +78,7 @@ def figures_of(requests: Requests, warmup_s: float, slo: Slo | None, *, seed: in
         tried = counted.where(~is_cut)
         met = int(slo.met(tried).sum())
         attainment = share(met, len(tried))
-        # the time in which n arrivals were meant to come holds n - 1 gaps between them
-        span = (
-            (sent_until - float(counted["intended_s"].min())) * len(counted) / max(1, len(counted) - 1)
-            if len(counted) > 1
-            else math.nan
-        )
+        span = _sending_time(counted) if sending_s is None else sending_s
         goodput = met / span if span > 0 else math.nan
     itl_values, itl_weights, itl_owners = inter_token_latencies(ok)
     tpot = tpot_s(ok)
@@ -98,6 +96,14 @@ def figures_of(requests: Requests, warmup_s: float, slo: Slo | None, *, seed: in
         attainment=attainment,
         goodput=goodput,
     )
+
+
+def _sending_time(requests: Requests) -> float:
+    """The time in which the requests were meant to come: n of them have n - 1 gaps, and one more belongs to it."""
+    intended = requests["intended_s"]
+    if len(intended) < 2:
+        return math.nan
+    return float(intended.max() - intended.min()) * len(intended) / (len(intended) - 1)
 
 
 def failures_of(requests: Requests) -> dict[str, int]:
@@ -149,7 +155,7 @@ def throughput(requests: Requests, begin_s: float, end_s: float) -> Throughput:
 
 
 def _between(times: NDArray[Any], begin_s: float, end_s: float) -> NDArray[np.bool_]:
-    return np.asarray((times >= begin_s) & (times <= end_s))
+    return np.asarray((times >= begin_s) & (times <= end_s + ROUNDING_S))
 
 
 def _latency(

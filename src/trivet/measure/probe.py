@@ -19,6 +19,7 @@ from trivet.measure.messages import Dialect, Setup, Turn
 from trivet.measure.outcomes import Exchange, Outcome
 from trivet.measure.pieces import Form, pieces_from_server, pieces_from_tokenizer, tokenizer_folder
 from trivet.measure.target import ServedModel, Target, ask, choose_model, connected, served_models
+from trivet.measure.workload import Plan, check_fits
 
 PROBE_LEN = 16
 PATHS = {"completions": "completions", "chat": "chat/completions"}
@@ -52,6 +53,10 @@ class Probed:
     dialect: Dialect
     notes: tuple[str, ...]
     timeout_s: float
+
+    def check_fits(self, planned: Plan) -> None:
+        """Raises ConfigError if a request of the plan cannot be asked of this target."""
+        check_fits(planned, self.model.max_len, self.model.name, takes_texts=self.dialect.form == "text")
 
     def setup(self, number: int) -> Setup:
         """What the workers are told; the target is `number` to them."""

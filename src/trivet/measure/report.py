@@ -78,7 +78,7 @@ def print_run(console: Console, report: RunReport, probed: Probed, slo: Slo | No
     console.print(f"[bold]{probed.model.name}[/] at {probed.target.url}: {describe(report.workload)}", highlight=False)
     table = Table("", *(f"p{100 * q:.0f}" for q in QUANTILES), "mean", box=None, header_style="bold", pad_edge=False)
     for column in table.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for name, latency in (("TTFT", figures.ttft), ("ITL", figures.itl), ("TPOT", figures.tpot), ("E2E", figures.e2e)):
         table.add_row(name, *(_cell(e) for e in latency.quantiles), show_seconds(latency.mean))
     console.print(table, highlight=False)
@@ -150,9 +150,10 @@ def print_comparison(console: Console, name_a: str, name_b: str, ratios: Sequenc
 
 
 def _cell(estimate: Estimate) -> str:
+    """The value, and below it the interval."""
     if math.isnan(estimate.value):
         return "-"
-    return f"{show_seconds(estimate.value)} ({_range(estimate)})"
+    return f"{show_seconds(estimate.value)}\n[dim]{_range(estimate)}[/]"
 
 
 def _range(estimate: Estimate) -> str:

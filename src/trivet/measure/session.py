@@ -29,7 +29,7 @@ from trivet.measure.report import (
     print_trial,
 )
 from trivet.measure.workers import Workers
-from trivet.measure.workload import Workload, check_fits, plan
+from trivet.measure.workload import Workload, plan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def run_session(job: BenchJob, *, command: Sequence[str], measure_limits: Callab
     for workload in job.workloads:
         for probed in targets:
             planned = plan(workload, job.seed, overhead=probed.dialect.overhead)
-            check_fits(planned, probed.model.max_len, probed.model.name)
+            probed.check_fits(planned)
     session = Session(job, targets, out)
     asyncio.run(session.run())
     if job.options.as_json or job.options.output is not None:

@@ -10,6 +10,8 @@ import gc
 import os
 import resource
 import signal
+import traceback
+from typing import Any
 
 import msgspec
 
@@ -50,6 +52,7 @@ class Worker:
         self._progress: asyncio.TimerHandle | None = None
         os.set_blocking(orders_fd, False)
         loop.add_reader(orders_fd, self._read)
+        loop.set_exception_handler(self._unhandled)
 
     def report(self, message: Report) -> None:
         """Writes all of it; the parent always reads."""
@@ -68,9 +71,18 @@ class Worker:
         try:
             for body in self._frames.feed(piece):
                 self._obey(self._decoder.decode(body))
-        except Exception as error:  # an error of ours; without this the parent would wait for ever
-            self.report(Crashed(f"{type(error).__name__}: {error}"))
-            self._loop.stop()
+        except Exception as error:
+            self._crash(error)
+
+    def _crash(self, error: BaseException) -> None:
+        """Ends the process after an error of ours; without this the parent would wait for ever."""
+        trace = "".join(traceback.format_exception(error))
+        self.report(Crashed(f"{type(error).__name__}: {error}\n{trace}"))
+        self._loop.stop()
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nothing has caught: in a callback, or in a task."""
+        self._crash(context.get("exception") or RuntimeError(context.get("message", "an unknown error")))
 
     def _obey(self, order: Order) -> None:
         match order:
