@@ -85,7 +85,9 @@ def test_empty_deltas_are_no_tokens() -> None:
 
 
 def test_tool_calls_and_reasoning_are_tokens() -> None:
-    exchange = read(event(delta={"reasoning": "x"}), event(delta={"tool_calls": [{}]}), event(delta={}, finish="s") + DONE)
+    exchange = read(
+        event(delta={"reasoning": "x"}), event(delta={"tool_calls": [{}]}), event(delta={}, finish="s") + DONE
+    )
     assert exchange.num_tokens == 2
 
 

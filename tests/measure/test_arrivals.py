@@ -61,11 +61,18 @@ def test_a_ramp_goes_down_as_well() -> None:
 
 def test_a_spike_is_ten_times_the_rate_for_a_minute() -> None:
     profile = spike(2.0, at_s=30.0)
-    counted = np.array(list(takewhile(lambda t: t < 150, profile.times(unit_gaps("constant", np.random.default_rng(0))))))
+    counted = np.array(
+        list(takewhile(lambda t: t < 150, profile.times(unit_gaps("constant", np.random.default_rng(0)))))
+    )
     assert [int(((counted >= a) & (counted < b)).sum()) for a, b in ((0, 30), (30, 90), (90, 150))] == pytest.approx(
         [60, 1200, 120], abs=1
     )
-    assert (profile.rate_at(29.9), profile.rate_at(30.0), profile.rate_at(89.9), profile.rate_at(90.0)) == (2, 20, 20, 2)
+    assert (profile.rate_at(29.9), profile.rate_at(30.0), profile.rate_at(89.9), profile.rate_at(90.0)) == (
+        2,
+        20,
+        20,
+        2,
+    )
 
 
 def test_bursts_follow_a_spike_too() -> None:

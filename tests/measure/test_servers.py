@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from driving import all_notes, bench, only_run
+from bench_driving import all_notes, bench, only_run
 from trivet.errors import ConfigError, TargetError
 from trivet.measure.job import job_from
 from trivet.measure.options import Options

@@ -188,7 +188,10 @@ def test_servegen_starts_anywhere(tmp_path: Path) -> None:
         ("0,0,0,1,Gamma,1,1", "t:2: `rate` is '0', but it must be above 0"),
         ("0,0,1,1,Gamma,-1,1", "t:2: `param1` is '-1', but it must be above 0"),
         ("0,x,1,1,Gamma,1,1", "t:2: `timestamp` is 'x'"),
-        ("0,600,1,1,Gamma,1,1\n0,0,1,1,Gamma,1,1", "t:3: client 0 has a window at 0 s, but the one before begins at 600"),
+        (
+            "0,600,1,1,Gamma,1,1\n0,0,1,1,Gamma,1,1",
+            "t:3: client 0 has a window at 0 s, but the one before begins at 600",
+        ),
         ("", "holds no clients"),
     ],
 )

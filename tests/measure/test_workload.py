@@ -86,7 +86,7 @@ def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:
     planned = plan(Workload(trace=trace, duration_s=None), 0)
     assert [[turn.at_s for turn in job.turns] for job in planned.jobs] == [[0.0, 2.0], [0.5]]
     assert [lengths(job) for job in planned.jobs] == [[20, 10], [40]]
-    assert planned.longest == 20 + 2 + 10 + 1
+    assert planned.longest == 40 + 4, "of the chat it is 20 + 2 + 10 + 1"
     faster = plan(Workload(trace=TraceChoice(path=tmp_path / "t.csv", duration_s=8), rate=3.0, duration_s=None), 0)
     assert [turn.at_s for turn in faster.jobs[0].turns] == pytest.approx([0.0, 4 / 8])
 
@@ -100,9 +100,7 @@ def test_mooncake_hashes_share_prefixes(tmp_path: Path) -> None:
     trace = TraceChoice(path=tmp_path / "m.jsonl", length_scale=0.25)
     planned = plan(Workload(trace=trace, duration_s=None), 0)
     maker = BodyMaker(dialect(), 0)
-    first, second = (
-        json.loads(maker.body([maker.prompt(job.turns[0])], 5))["prompt"] for job in planned.jobs
-    )
+    first, second = (json.loads(maker.body([maker.prompt(job.turns[0])], 5))["prompt"] for job in planned.jobs)
     assert (len(first), len(second)) == (275, 258)
     assert first[:256] == second[:256] and first[256:258] != second[256:258]
 
@@ -125,7 +123,11 @@ def test_a_request_that_the_model_cannot_hold_is_refused() -> None:
     check_fits(planned, 320, "demo")
     check_fits(planned, None, "demo")
     chat = Plan(
-        jobs=[Job(0, [Turn(1, [], text="a"), Turn(1, [], text="b")])], num_requests=2, span_s=1, mean_output=1, longest=4
+        jobs=[Job(0, [Turn(1, [], text="a"), Turn(1, [], text="b")])],
+        num_requests=2,
+        span_s=1,
+        mean_output=1,
+        longest=4,
     )
     check_fits(chat, None, "demo")
     with pytest.raises(ConfigError, match="sessions whose prompts are texts"):
@@ -173,7 +175,9 @@ def test_the_same_key_begins_with_the_same_tokens() -> None:
     maker = BodyMaker(dialect(), 1)
     whole, half = (maker.tokens((5, num)).split(b",") for num in (512, 200))
     assert whole[:200] == half
-    assert maker.tokens((5, 512)) == BodyMaker(dialect(), 1).tokens((5, 512)) != BodyMaker(dialect(), 2).tokens((5, 512))
+    assert (
+        maker.tokens((5, 512)) == BodyMaker(dialect(), 1).tokens((5, 512)) != BodyMaker(dialect(), 2).tokens((5, 512))
+    )
     assert maker.tokens((5, 512)) != maker.tokens((-5, 512))
 
 

@@ -59,8 +59,14 @@ async def find_capacity(
         wanted=wanted,
         trials=tuple(search.trials),
         is_bounded=search.failed is not None and search.problem is None,
-        because=search.problem or ("" if search.failed is not None else "no rate that was tried was too high"),
+        because=search.problem or _because(search, lowest_rate),
     )
+
+
+def _because(search: _Search, lowest_rate: float) -> str:
+    if search.failed is None:
+        return "no rate that was tried was too high"
+    return f"rates below {lowest_rate:.3g} requests/s were not tried" if search.passed is None else ""
 
 
 class _Search:

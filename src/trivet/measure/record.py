@@ -69,7 +69,7 @@ def run_record(report: RunReport) -> Json:
             "mean_output_tokens": _number(report.planned.mean_output),
         },
         "valid": report.is_valid,
-        "invalid_because": list(client.problems) or ([] if report.figures.num_ok else ["no request was answered"]),
+        "invalid_because": [*client.problems, *([] if report.figures.num_ok else ["no request was answered"])],
         "interrupted": report.interrupted,
         **_figures(report.figures),
         "client": {

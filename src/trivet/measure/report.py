@@ -91,10 +91,10 @@ def print_sweep(console: Console, reports: Sequence[RunReport], name: str) -> No
     """One row for each run."""
     from rich.table import Table
 
-    heads = (name, "answered", "TTFT p50", "TTFT p99", "ITL p50", "ITL p99", "E2E p50", "output tok/s", "attained", "")
+    heads = (name, "answered", "TTFT p50", "p99", "ITL p50", "p99", "tok/s out", "attained", "")
     table = Table(*heads, box=None, header_style="bold", pad_edge=False)
     for column in table.columns:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for report in reports:
         figures = report.figures
         value = report.workload.rate if name == "rate" else report.workload.concurrency
@@ -103,7 +103,6 @@ def print_sweep(console: Console, reports: Sequence[RunReport], name: str) -> No
             f"{figures.num_ok:,}/{figures.num_requests:,}",
             *(_p50_p99(figures.ttft)),
             *(_p50_p99(figures.itl)),
-            show_seconds(figures.e2e.at(0.5).value),
             f"{figures.whole.rate(figures.whole.output_tokens):,.1f}",
             "-" if figures.attainment is None else f"{figures.attainment.value:.1%}",
             "" if report.is_valid else "INVALID",
@@ -125,7 +124,7 @@ def print_capacity(console: Console, capacity: Capacity, slo: Slo) -> None:
     """What the search found."""
     at = f"at {capacity.wanted:.0%} attainment of {slo}"
     if capacity.rate is None:
-        console.print(f"[bold]capacity: none[/] {at}: even the lowest rate was too high", highlight=False)
+        console.print(f"[bold]capacity: none[/] {at}: the lowest rate was too high", highlight=False)
     else:
         sign = "" if capacity.is_bounded else "at least "
         console.print(f"[bold]capacity: {sign}{capacity.rate:.3g} requests/s[/] {at}", highlight=False)
@@ -140,7 +139,7 @@ def print_comparison(console: Console, name_a: str, name_b: str, ratios: Sequenc
     console.print(f"[bold]B[/] {name_b}  over  [bold]A[/] {name_a}", highlight=False)
     table = Table("", "A", "B", "B/A", "95 % interval", "", box=None, header_style="bold", pad_edge=False)
     for column in table.columns[1:5]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for r in ratios:
         show = (lambda v: f"{v:.1%}") if r.name == "answered" else show_seconds
         kind, _, rank = r.name.partition(" ")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+MIN_TRIAL_REQUESTS = 10
 CONFIRM_LONGER = 2  # times the duration of a trial
 SEEDS_A_RUN = 1000  # runs of one session take seeds from seed * this on
 
@@ -157,7 +158,9 @@ class Session:
             return trial
 
         first = workload.rate or 1.0
-        self.capacity = await find_capacity(measure, first_rate=first, wanted=wanted)
+        # a trial with fewer requests than that says nothing
+        lowest = MIN_TRIAL_REQUESTS / workload.duration_s if workload.duration_s else 1e-3
+        self.capacity = await find_capacity(measure, first_rate=max(first, lowest), wanted=wanted, lowest_rate=lowest)
         print_capacity(self._out, self.capacity, slo)
 
     async def _compare(self, bench: Bench, line: ProgressLine) -> None:

@@ -137,7 +137,9 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
 
 def check_fits(planned: Plan, max_len: int | None, model: str, *, takes_texts: bool = True) -> None:
     """Raises ConfigError if a request is longer than the model can hold, or a chat of texts is sent as ids."""
-    if not takes_texts and any(turn.text is not None for job in planned.jobs if len(job.turns) > 1 for turn in job.turns):
+    if not takes_texts and any(
+        turn.text is not None for job in planned.jobs if len(job.turns) > 1 for turn in job.turns
+    ):
         raise ConfigError(
             "the trace has sessions whose prompts are texts, which cannot be mixed with the token ids of answers",
             hint="send them with `--endpoint chat`",
