@@ -79,7 +79,7 @@ def test_a_loop_that_is_busy_is_seen() -> None:
     async def run() -> list[float]:
         meter = LagMeter(asyncio.get_running_loop())
         await asyncio.sleep(0.05)
-        time.sleep(0.1)  # noqa: ASYNC251
+        time.sleep(0.1)
         await asyncio.sleep(0.05)
         meter.close()
         return list(meter.lags_s)

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-
 from requests_made import exchange, requests
+
 from trivet.measure.compare import Ratio, compare, order_of_rounds
 from trivet.measure.outcomes import Outcome
 from trivet.measure.results import Requests

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-
 from requests_made import exchange, requests, result
+
 from trivet.errors import ConfigError
 from trivet.measure.metrics import figures_of, throughput, token_times
 from trivet.measure.outcomes import Outcome
@@ -185,8 +185,10 @@ def test_what_must_be_known_is_noted() -> None:
         one.wished_output, one.prompt_tokens, one.cached_tokens = 9, 12, 6
     said = notes(some, closed_by_server=90, opened=95, retried=3)
     for part in (
-        "the server batches its events", "2.0 came with each read", "an event holds 2.0 tokens", "100 of 100 answers ended",
-        "100 of 100 prompts are not of the wished length: by the server's count they are +2 to +2", "50.0% of the prompt",
+        "the server batches its events", "2.0 came with each read", "an event holds 2.0 tokens",
+        "100 of 100 answers ended",
+        "100 of 100 prompts are not of the wished length: by the server's count they are +2 to +2",
+        "50.0% of the prompt",
         "closed 90 connections", "3 requests were sent again",
     ):  # fmt: skip
         assert part in said, part

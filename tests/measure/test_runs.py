@@ -11,11 +11,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-
 from bench_driving import QUICK, all_notes, bench, only_run
+
 from trivet.errors import ConfigError
 from trivet.measure.messages import Job, Run, Turn
 from trivet.measure.workers import WorkerDied, Workers
@@ -128,7 +127,7 @@ def test_texts_of_a_trace(tmp_path: Path, scripted: Scripted) -> None:
 
 def test_a_bad_trace_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens\n0,1,1\n0,x,1\n")
-    with pytest.raises(ConfigError, match="t.csv:3: `input_tokens` is 'x'"):
+    with pytest.raises(ConfigError, match=r"t\.csv:3: `input_tokens` is 'x'"):
         bench(tmp_path, "127.0.0.1:9", rate=0, trace=tmp_path / "t.csv")
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bench_driving import all_notes, bench, only_run
+
 from trivet.errors import ConfigError, TargetError
 from trivet.measure.job import job_from
 from trivet.measure.options import Options
@@ -27,7 +27,7 @@ def test_a_plain_server(tmp_path: Path, scripted: Scripted) -> None:
     )
     assert run["attainment"]["value"] == 1.0
     assert run["goodput_requests_per_s"] == pytest.approx(run["requests"], rel=1e-3), "in one second"
-    assert not [note for note in run["notes"] if "length" in note or "server" in note and "batches" not in note]
+    assert not [note for note in run["notes"] if "length" in note or ("server" in note and "batches" not in note)]
 
 
 def test_events_in_one_write_are_batched(tmp_path: Path, scripted: Scripted) -> None:
@@ -219,7 +219,7 @@ def test_chat_needs_a_tokenizer(scripted: Scripted) -> None:
 
 
 def test_a_folder_without_a_tokenizer(scripted: Scripted, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no tokenizer.json in it"):
+    with pytest.raises(ConfigError, match="there is no tokenizer"):
         asked(scripted(), tokenizer=tmp_path)
 
 
@@ -281,7 +281,8 @@ def test_a_request_that_the_model_cannot_hold(scripted: Scripted, tmp_path: Path
     ("url", "base", "port"),
     [
         ("127.0.0.1:8000", "http://127.0.0.1:8000/v1", 8000), ("http://h/v1/", "http://h/v1", 80),
-        ("https://h", "https://h/v1", 443), ("http://u:p@h:1/x/v1", "http://h:1/x/v1", 1), ("http://[::1]:5", "http://[::1]:5/v1", 5),
+        ("https://h", "https://h/v1", 443), ("http://u:p@h:1/x/v1", "http://h:1/x/v1", 1),
+        ("http://[::1]:5", "http://[::1]:5/v1", 5),
     ],
 )  # fmt: skip
 def test_targets(url: str, base: str, port: int) -> None:

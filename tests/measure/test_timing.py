@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from bench_driving import only_run
 
 Scripted = Callable[..., str]
@@ -56,7 +55,7 @@ STALL: dict[str, Any] = {"ttft_s": [0.01], "itl_s": 0.001, "stall_at_s": 1.0, "s
 
 
 def test_a_stall_shows_in_an_open_loop(tmp_path: Path, scripted: Scripted) -> None:
-    """What was meant to be sent during the 2 s waited for their end: 100 of the 200 requests, for a second on average."""
+    """What was meant to be sent during the 2 s waited for their end: 100 of 200 requests, for a second on average."""
     run = only_run(tmp_path, scripted(**STALL), rate=50.0, arrivals="constant", duration="4s", warmup="0")
     assert run["ttft_s"]["p99"]["value"] == pytest.approx(1.97, abs=0.2)
     assert 0.5 < run["ttft_s"]["mean"] < 0.8
