@@ -79,14 +79,15 @@ class Bench:
         bounded = workload.rate is not None and workload.trace is None and workload.num_requests is None
         sending_s = workload.duration_s if bounded and not self.interrupted else None
         figures = figures_of(requests, workload.warmup_s, self._slo, sending_s=sending_s, seed=seed)
+        client = client_state(results, requests, figures, workload.warmup_s)
         return RunReport(
             target=target,
             workload=workload,
             seed=seed,
             planned=planned,
             figures=figures,
-            client=client_state(results, requests, figures, workload.warmup_s),
-            notes=(*probed.notes, *notes_of(results, requests, figures)),
+            client=client,
+            notes=(*probed.notes, *notes_of(results, requests, figures, is_late=bool(client.problems))),
             examples={Outcome(kind).name: text for r in reversed(results) for kind, text in r.examples.items()},
             interrupted=self.interrupted,
             requests=requests,

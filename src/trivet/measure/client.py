@@ -87,13 +87,6 @@ class Client:
         for exchange in list(self._open):
             self._give_up(exchange, Outcome.cut)
 
-    def close(self) -> None:
-        """Closes what is idle; everything has its outcome by now."""
-        for task in self._tasks:
-            task.cancel()
-        for connection in list(self._idle):
-            connection.close()
-
     def finish(self, exchange: Exchange, outcome: Outcome, message: str = "") -> None:
         """Gives the exchange its outcome, unless it has one, and hands it back."""
         if exchange not in self._open:
@@ -201,6 +194,8 @@ class Connection(asyncio.Protocol):
         self._began = True
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:  # an error of ours
+            raise
         except httptools.HttpParserError as error:
             self._break(Outcome.malformed, f"the answer is not HTTP: {error}")
             return

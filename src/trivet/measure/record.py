@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -47,9 +48,10 @@ def header(command: Sequence[str], targets: Sequence[Probed], slo: Slo | None, s
 
 
 def redacted(command: Sequence[str]) -> list[str]:
-    """The command without its secrets."""
+    """The command without its secrets: keys, and users in addresses."""
     shown, hide = [], False
-    for word in command:
+    for given in command:
+        word = re.sub(r"(?<=://)[^/@]*(?=@)", "***", given)
         name, equals, _ = word.partition("=")
         shown.append("***" if hide else f"{name}=***" if equals and name in SECRET_FLAGS else word)
         hide = word in SECRET_FLAGS

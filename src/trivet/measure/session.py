@@ -28,6 +28,8 @@ from trivet.measure.report import (
     print_sweep,
     print_trial,
 )
+from trivet.measure.results import Requests
+from trivet.measure.slo import Slo
 from trivet.measure.workers import Workers
 from trivet.measure.workload import Workload, plan
 
@@ -185,7 +187,7 @@ class Session:
                 print_comparison(self._out, names[0], names[1], ratios)
 
 
-def trial_of(report: RunReport, rate: float, slo: Any, *, confirming: bool) -> Trial:
+def trial_of(report: RunReport, rate: float, slo: Slo, *, confirming: bool) -> Trial:
     """The run as a step of a search."""
     requests = counted(report)
     met = slo.met(requests)
@@ -199,7 +201,7 @@ def trial_of(report: RunReport, rate: float, slo: Any, *, confirming: bool) -> T
     )
 
 
-def counted(report: RunReport) -> Any:
+def counted(report: RunReport) -> Requests:
     """The requests after the warm-up."""
     return report.requests.where(report.requests["intended_s"] >= report.workload.warmup_s)
 

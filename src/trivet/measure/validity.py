@@ -63,12 +63,12 @@ def client_state(results: Sequence[Result], requests: Requests, figures: Figures
     )
 
 
-def notes_of(results: Sequence[Result], requests: Requests, figures: Figures) -> list[str]:
-    """What a reader must know of how the server answered; one sentence each."""
+def notes_of(results: Sequence[Result], requests: Requests, figures: Figures, *, is_late: bool = False) -> list[str]:
+    """What a reader must know of how the server answered, one sentence each; `is_late`: this client was."""
     ok = requests.where(requests.is_ok)
     notes: list[str] = []
     if len(ok):
-        notes += [*_batching(ok), *_lengths(ok), *_caching(ok)]
+        notes += [*_batching(ok, is_late), *_lengths(ok), *_caching(ok)]
     closed, opened = sum(r.closed_by_server for r in results), sum(r.opened for r in results)
     if closed > 0.05 * len(requests):
         notes.append(
@@ -78,8 +78,8 @@ def notes_of(results: Sequence[Result], requests: Requests, figures: Figures) ->
     if retried := sum(r.retried for r in results):
         notes.append(f"{retried:,} requests were sent again: the kept connection turned out to be closed")
     notes += _refusals(requests)
-    if figures.num_cut or (not_sent := sum(r.not_sent for r in results)):
-        not_sent = sum(r.not_sent for r in results)
+    not_sent = sum(r.not_sent for r in results)
+    if figures.num_cut or not_sent:
         notes.append(f"stopped early: {figures.num_cut:,} requests were cut off, {not_sent:,} were never sent")
     if 0 < figures.ttft.num < 100:
         notes.append(f"p99 of {figures.ttft.num:,} requests is the slowest one: send at least 100 to believe it")
@@ -105,13 +105,13 @@ def _too_late(what: str, lag_s: tuple[float, float], latency: Latency, name: str
     return []
 
 
-def _batching(ok: Requests) -> list[str]:
+def _batching(ok: Requests, is_late: bool) -> list[str]:
     events, reads, tokens = (float(ok[name].sum()) for name in ("num_events", "num_reads", "num_tokens"))
     notes = []
     if events > (1 + TOGETHER) * reads:
         notes.append(
-            f"the server batches its events, or the network does: {events / reads:.1f} came with each read, so ITL "
-            "says when reads came, not when tokens were made"
+            f"the server batches its events, or the network does{', or the client was late' * is_late}: "
+            f"{events / reads:.1f} came with each read, so ITL says when reads came, not when tokens were made"
         )
     if tokens > (1 + TOGETHER) * events:
         notes.append(f"an event holds {tokens / events:.1f} tokens: ITL is 0 inside an event, TPOT is the average")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -204,7 +205,7 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
     if kind == "servegen":
         rows = _servegen_rows(workload, trace, seed)
     else:
-        rows = cut_window(read_rows(trace.path, kind, seed=seed), trace.start_s, trace.duration_s)
+        rows = cut_window(_read_once(trace.path, kind, seed), trace.start_s, trace.duration_s)
         rows = [scale_lengths(row, trace.length_scale, trace.max_input, trace.max_output) for row in rows]
     scale = trace.time_scale
     if workload.rate is not None and len(rows) > 1:
@@ -216,6 +217,12 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
         )
     bound_s = np.inf if workload.duration_s is None else workload.warmup_s + workload.duration_s
     return [chat for chat in chats.values() if chat[0].time_s < bound_s]
+
+
+@lru_cache(maxsize=4)
+def _read_once(path: Path, kind: TraceFormat, seed: int) -> list[TraceRow]:
+    """The rows of a file, which several plans of one session are made of."""
+    return read_rows(path, kind, seed=seed)
 
 
 def _servegen_rows(workload: Workload, trace: TraceChoice, seed: int) -> list[TraceRow]:
