@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import sys
 import time
 from collections.abc import Callable
@@ -57,6 +58,7 @@ class Script:
     max_model_len: int = 4096
     key: str | None = None
     prompt_tokens_off: int = 0
+    certificate: str | None = None  # a file with certificate and key: TLS
 
 
 class Server:
@@ -276,7 +278,11 @@ class Events:
 async def main(script: Script) -> None:
     loop = asyncio.get_running_loop()
     server = Server(script, loop)
-    listening = await loop.create_server(lambda: Connection(server), "127.0.0.1", 0)
+    context = None
+    if script.certificate is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(script.certificate)
+    listening = await loop.create_server(lambda: Connection(server), "127.0.0.1", 0, ssl=context)
     print(listening.sockets[0].getsockname()[1], flush=True)
     await loop.run_in_executor(None, sys.stdin.read)  # until the parent closes it
 

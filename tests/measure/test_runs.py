@@ -61,6 +61,11 @@ def test_a_closed_loop_takes_its_jobs_again(
     assert run["answered"] == 30
 
 
+def test_more_workers_than_places(tmp_path: Path, scripted: Scripted) -> None:
+    run = only_run(tmp_path, scripted(ttft_s=[0.02]), rate=0, concurrency=1, requests=6, duration=None, workers=3)
+    assert run["answered"] == run["requests"] == 6
+
+
 def test_several_workers_share_a_load(tmp_path: Path, scripted: Scripted) -> None:
     run = only_run(tmp_path, scripted(itl_s=0.001), workers=3)
     assert run["client"]["workers"] == 3

@@ -91,6 +91,12 @@ def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:
     assert [turn.at_s for turn in faster.jobs[0].turns] == pytest.approx([0.0, 4 / 8])
 
 
+def test_a_closed_loop_takes_a_trace_s_lengths_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens,session\n0,40,4,a\n90,80,8,\n95,20,2,a\n")
+    planned = plan(Workload(trace=TraceChoice(path=tmp_path / "t.csv"), concurrency=2), 0)
+    assert [[turn.at_s for turn in job.turns] for job in planned.jobs] == [[0.0, 0.0], [0.0]]
+
+
 def test_mooncake_hashes_share_prefixes(tmp_path: Path) -> None:
     rows = [
         {"timestamp": 0, "input_length": 1100, "output_length": 5, "hash_ids": [7, 8, 9]},

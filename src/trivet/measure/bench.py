@@ -99,19 +99,25 @@ class Bench:
         await self._workers.stop(cut=cut)
 
     def _shares(self, workload: Workload, planned: Plan, target: int, seed: int) -> list[Run]:
+        """What each worker does of the whole."""
         num = self._workers.num
+        hands = deal(planned.jobs, num)
+        if workload.concurrency is None:
+            return [Run(target, seed, workload.warmup_s, hand) for hand in hands]
+        places, limit = workload.concurrency, workload.num_requests
         stop_s = None if workload.duration_s is None else workload.warmup_s + workload.duration_s
+        ends = [places * (i + 1) // num for i in range(num)]
         return [
             Run(
                 target,
                 seed,
                 workload.warmup_s,
-                jobs,
-                _part(workload.concurrency, num, i),
-                stop_s if workload.concurrency else None,
-                _part(workload.num_requests, num, i) if workload.concurrency else None,
+                hand or planned.jobs,
+                end - begin,
+                stop_s,
+                None if limit is None else limit * end // places - limit * begin // places,
             )
-            for i, jobs in enumerate(deal(planned.jobs, num))
+            for hand, begin, end in zip(hands, [0, *ends], ends, strict=False)
         ]
 
 
@@ -122,8 +128,3 @@ def choose_workers(workload: Workload, planned: Plan) -> int:
         return min(cores, 1 + workload.concurrency // 256, workload.concurrency)
     share = planned.rate * (REQUEST_COST_S + planned.mean_output * EVENT_COST_S)
     return max(1, min(cores, math.ceil(share / WORKER_SHARE)))
-
-
-def _part(whole: int | None, num: int, i: int) -> int | None:
-    """The i-th of `num` nearly equal parts."""
-    return None if whole is None else whole * (i + 1) // num - whole * i // num

@@ -62,7 +62,7 @@ class Load:
         self._began: tuple[float, float] | None = None
         self._opened_before = sender.counts.opened, sender.counts.closed_by_server, sender.counts.retried
         self._unmade: list[Chat] = []
-        self._prepared = [] if run.concurrency else [Chat(job) for job in run.jobs]
+        self._prepared = [] if run.concurrency is not None else [Chat(job) for job in run.jobs]
         made = 0
         for position, chat in enumerate(self._prepared):
             made += self._make_first(chat)

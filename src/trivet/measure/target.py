@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -115,7 +116,10 @@ def ask(target: Target, method: Literal["GET", "POST"], what: str, body: Any = N
         return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as error:
         reason = f"no answer within {ANSWER_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else repr(error)
-        raise TargetError(f"{target.url}/{what} does not answer: {reason}") from None
+        hint = None
+        if isinstance(error, ssl.SSLError):
+            hint = "`--insecure` does not check the certificate" if address.tls else "is it an http:// address?"
+        raise TargetError(f"{target.url}/{what} does not answer: {reason}", hint=hint) from None
     finally:
         connection.close()
 

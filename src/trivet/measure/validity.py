@@ -24,6 +24,7 @@ from trivet.measure.units import show_seconds
 ALLOWED_S = 0.002
 ALLOWED_SHARE = 0.05
 MAX_CPU_SHARE = 0.9
+MIN_WALL_S = 0.5  # a share of less time says nothing
 TOGETHER = 0.05  # from this share of tokens on that came with another, a server is said to batch
 
 
@@ -41,7 +42,7 @@ class ClientState:
 
 def client_state(results: Sequence[Result], requests: Requests, figures: Figures, warmup_s: float) -> ClientState:
     """The client's state in a run, and whether it makes the run invalid."""
-    shares = [result.cpu_s / result.wall_s for result in results if result.wall_s > 0]
+    shares = [result.cpu_s / result.wall_s for result in results if result.wall_s >= MIN_WALL_S]
     counted = requests.where(requests["intended_s"] >= warmup_s)
     sending = _p50_p99(counted["sent_s"] - counted["intended_s"])
     loop = _p50_p99(requests.lag_s)

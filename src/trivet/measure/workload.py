@@ -215,6 +215,8 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
         chats[f"row {i}" if row.session is None else f"session {row.session}"].append(
             replace(row, time_s=row.time_s * scale)
         )
+    if workload.concurrency is not None:  # its lengths only
+        return [[replace(row, time_s=0.0) for row in chat] for chat in chats.values()]
     bound_s = np.inf if workload.duration_s is None else workload.warmup_s + workload.duration_s
     return [chat for chat in chats.values() if chat[0].time_s < bound_s]
 
