@@ -123,7 +123,9 @@ def print_trial(console: Console, trial: Trial, wanted: float) -> None:
 def print_capacity(console: Console, capacity: Capacity, slo: Slo) -> None:
     """What the search found."""
     at = f"at {capacity.wanted:.0%} attainment of {slo}"
-    if capacity.rate is None:
+    if capacity.rate is None and not capacity.is_bounded:
+        console.print("[bold]capacity: not known[/]", highlight=False)
+    elif capacity.rate is None:
         console.print(f"[bold]capacity: none[/] {at}: the lowest rate was too high", highlight=False)
     else:
         sign = "" if capacity.is_bounded else "at least "
