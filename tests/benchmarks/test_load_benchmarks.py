@@ -28,7 +28,21 @@ def test_a_window_of_a_trace_is_replayed(
 ) -> None:
     (tmp_path / "azure_llm_2023_conv.csv").write_text(TRACE)
     monkeypatch.setattr(azure_windows, "RESULTS", tmp_path / "results")
-    flags = "--model demo-small --only conv --start 0 --seconds 2 --time-scale 2 --json --slo ttft=60s".split()
+    flags = [
+        "--model",
+        "demo-small",
+        "--only",
+        "conv",
+        "--start",
+        "0",
+        "--seconds",
+        "2",
+        "--time-scale",
+        "2",
+        "--json",
+        "--slo",
+        "ttft=60s",
+    ]
     monkeypatch.setattr(sys, "argv", ["azure_windows", "--traces", str(tmp_path), *flags])
     azure_windows.main()
     [record] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
