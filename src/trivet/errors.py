@@ -2,6 +2,7 @@
 
 TrivetError
 ├── ConfigError          a setting, flag or environment variable has a value it cannot have
+│   └── TraceError       a trace of requests has a line that cannot be; the message names file and line
 ├── ModelFormatError     a checkpoint or packed file is damaged, or is something Trivet cannot express
 ├── InvalidRequest       a request asks for something that is not possible; `param` names the field
 │   └── ContextTooLong   prompt (and what it asks for) does not fit the context
@@ -10,6 +11,7 @@ TrivetError
 ├── EngineDied           the engine process ended; open requests end with this
 │   └── EngineGone       and it is not started again
 ├── CacheError           the cache folder cannot hold what is needed
+├── TargetError          a server that is to be measured cannot be reached, or does not serve what was asked for
 └── UnsupportedCpu       this CPU (or this build) cannot run what was asked for
 """
 
@@ -27,6 +29,10 @@ class TrivetError(Exception):
 
 class ConfigError(TrivetError):
     """A setting has a value it cannot have."""
+
+
+class TraceError(ConfigError):
+    """A trace of requests has a line that cannot be."""
 
 
 class ModelFormatError(TrivetError):
@@ -70,6 +76,10 @@ class EngineGone(EngineDied):
 
 class CacheError(TrivetError):
     """The cache folder cannot hold what is needed."""
+
+
+class TargetError(TrivetError):
+    """A server that is to be measured cannot be reached, or does not serve what was asked for."""
 
 
 class UnsupportedCpu(TrivetError):

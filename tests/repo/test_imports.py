@@ -15,7 +15,8 @@ from builds import REPO
 
 SOURCE = REPO / "src" / "trivet"
 # cli -> server -> engine -> models -> formats -> _core; errors and config are for all, the package itself is on top.
-ROOMS = ["errors", "config", "_core", "formats", "models", "engine", "server", "cli", "trivet"]
+# `measure` knows a server only by its HTTP API, so of all these it may reach for the tokenizer in `models`, no further.
+ROOMS = ["errors", "config", "_core", "formats", "models", "measure", "engine", "server", "cli", "trivet"]
 # What anyone may take from the package itself.
 PUBLIC_FACTS = {"__version__", "__file__"}
 

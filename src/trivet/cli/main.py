@@ -27,6 +27,7 @@ COMMANDS = {
     "run": "Generate text from a prompt, or chat.",
     "serve": "Serve a model through the OpenAI API.",
     "inspect": "Say what a checkpoint is and how it would load.",
+    "bench": "Measure a server under load.",
     "doctor": "Measure this machine, say what would be chosen.",
     "cache": "List, clear and bound the packed weights.",
 }
