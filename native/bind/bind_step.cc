@@ -232,11 +232,13 @@ class PyExecutor {
   }
 
   bool wait(uint64_t number, double timeout_s) {
+    leave_foreign_queue();
     nb::gil_scoped_release release;
     return queue_ && queue_->wait(number, timeout_s);
   }
 
   std::pair<double, double> collect() {
+    leave_foreign_queue();
     check(queue_ && queue_->num_under_way() > 0, "no step is under way");
     const std::shared_ptr<void> held = std::move(held_[queue_->oldest() % StepQueue::kDepth]);
     const nb::gil_scoped_release release;

@@ -58,13 +58,15 @@ StepTimes StepQueue::collect() {
 void StepQueue::run() {
   std::unique_lock<std::mutex> lock(changing_);
   for (uint64_t number = 1;; ++number) {
-    submitted_.wait(lock, [&] { return num_queued_ >= number || closing_; });
-    if (num_queued_ < number) return;
+    if (num_queued_ < number) {  // nothing to begin first
+      done_.notify_all();
+      submitted_.wait(lock, [&] { return num_queued_ >= number || closing_; });
+      if (num_queued_ < number) return;
+    }
     lock.unlock();
     compute(job(number));
     lock.lock();
     num_done_ = number;
-    done_.notify_all();
   }
 }
 
@@ -77,6 +79,7 @@ void StepQueue::compute(Job& job) {
       token_ids_[i] = id < 0 ? std::max(sampled_ids_[size_t(-1 - id)], 0) : id;
     }
     job.in.token_ids = token_ids_.data();
+    done_.notify_all();  // who waits for the step before is woken once this one has begun: waking may cost the core
     executor_.step(job.in, job.out);
     sampled_ids_.assign(job.out.sampled_ids, job.out.sampled_ids + job.in.num_samples);
   } catch (...) {

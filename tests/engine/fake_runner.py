@@ -100,9 +100,12 @@ class FakeRunner:
         batch = replace(batch, token_ids=np.array([max(i, 0) for i in ids], np.int32))
         check_batch(batch, self.capabilities)
         self.batches = [*self.batches[-50:], batch]
-        result = self._run(batch)
-        self._sampled = result.sampled_ids.tolist()
         failure, self.fail_computing = self.fail_computing, None
+        before = self._kv.copy()
+        result = self._run(batch)
+        if failure is not None:
+            self._kv = before
+        self._sampled = result.sampled_ids.tolist()
         self._handle += 1
         self._results.append((self._handle, failure or result))
         return self._handle

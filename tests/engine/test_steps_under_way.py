@@ -114,6 +114,20 @@ def test_a_step_that_fails_takes_the_one_that_built_on_it_along() -> None:
     assert d.tokens("b") == alone(request("b", 100, max_tokens=20))[0].token_ids
 
 
+def test_who_took_over_blocks_of_a_step_that_failed_is_computed_again() -> None:
+    """The second request waits for the first one's next block, so it is in neither step that fails."""
+    d = driver(max_tokens_per_step=64)
+    d.add(request("a", 100, max_tokens=10), request("b", 100, max_tokens=10))
+    d.runner.fail_computing = MemoryError("no more")
+    d.run()
+    assert "a" in d.failures
+    want = alone(request("b", 100, max_tokens=10))[0].token_ids
+    assert "b" in d.failures or d.tokens("b") == want
+    d.add(request("c", 100, max_tokens=10))
+    d.run()
+    assert d.tokens("c") == want
+
+
 def test_a_fresh_engine_begins_with_an_idle_runner() -> None:
     d = driver()
     d.add(request(max_tokens=50))

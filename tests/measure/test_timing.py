@@ -34,6 +34,7 @@ def valid_run(folder: Path, url: str, **options: Any) -> dict[str, Any]:
     pytest.skip(f"this machine is too busy to measure on: {reasons[-1]}")
 
 
+@pytest.mark.slow
 def test_figures_are_right_at_200_requests_a_second(tmp_path: Path, scripted: Scripted) -> None:
     url = scripted(ttft_s=TTFT_S, itl_s=ITL_S)
     run = valid_run(tmp_path, url, rate=200.0, duration="6s", warmup="1s", output_tokens=str(TOKENS))
@@ -68,6 +69,7 @@ def test_a_closed_loop_hides_the_same_stall(tmp_path: Path, scripted: Scripted) 
     assert run["ttft_s"]["p99"]["value"] < 0.5 and run["e2e_s"]["p99"]["value"] < 0.5
 
 
+@pytest.mark.slow
 def test_a_lagging_client_calls_its_run_invalid(tmp_path: Path, scripted: Scripted) -> None:
     """16,000 events a second are more than one process can take in time."""
     url = scripted(ttft_s=[0.001], itl_s=0.0001)

@@ -119,7 +119,10 @@ def test_left_over_tensors_are_noted_but_not_rotary_buffers(tmp_path: Path) -> N
 def test_a_part_that_config_does_not_describe_is_refused(tmp_path: Path, family: Any, name: str) -> None:
     folder = make_checkpoint(tmp_path / "m", family)
     change(folder, lambda tensors: tensors.update({name: torch.ones(64)}))
-    with pytest.raises(ModelFormatError, match=rf"tensor `{name}` in .*\.safetensors is a part of (layer \d|lm_head|model\.norm) .*does not"):
+    with pytest.raises(
+        ModelFormatError,
+        match=rf"tensor `{name}` in .*\.safetensors is a part of (layer \d|lm_head|model\.norm) .*does not",
+    ):
         load_packed(folder, precision="int8")
 
 

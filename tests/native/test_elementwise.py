@@ -39,6 +39,15 @@ def test_quantize(isa: str, n: int) -> None:
     assert not out[n:].any()
 
 
+@pytest.mark.parametrize("at", [0, 17, 63])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_shows_in_the_scale(isa: str, at: int, value: float) -> None:
+    """Or a damaged row would be taken for one of zeros, and a token be sampled from it."""
+    x = np.ones(64, np.float32)
+    x[at] = value
+    assert not np.isfinite(_core.kernels.quantize(x, np.zeros(64, np.int8)))
+
+
 def test_quantize_of_zeros_is_zeros(isa: str) -> None:
     out = np.full(64, 99, np.int8)
     assert _core.kernels.quantize(np.zeros(40, np.float32), out) == 0.0

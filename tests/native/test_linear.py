@@ -128,6 +128,34 @@ def test_what_is_stored_as_bf16_is_the_product_rounded(isa: str, kind: str, n: i
         assert not out[:, n:].any(), "columns past N were written"
 
 
+@pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
+@pytest.mark.parametrize("n,k", [(96, 128), (32, 64), (160, 100), (64, 1000)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_every_tier_writes_the_same_whatever_follows_the_product(kind: str, n: int, k: int, biased: bool) -> None:
+    """For every epilogue and row count: the amx tier finishes whole blocks by code of its own."""
+    rows = max(ROWS)
+    case, bias = Case(kind, n, k, rows), np.linspace(-9, 9, n).astype(np.float32) if biased else None
+    before = _core.isa()
+
+    def all_of(num: int) -> list[bytes]:
+        start = np.linspace(-1, 1, num * (n + 16)).astype(np.float32).reshape(num, n + 16)
+        half, gated = np.zeros((num, n + 32), np.uint16), np.zeros((num, n // 2 + 32), np.uint16)
+        case.run(num, "add", bias, start)
+        case.run(num, "store_bf16", bias, half)
+        case.run(num, "silu_mul", bias, gated)
+        return [out.tobytes() for out in (start, half, gated)]
+
+    try:
+        _core.set_isa("baseline")
+        want = {num: all_of(num) for num in ROWS}
+        for tier in _core.available_isas()[1:]:
+            _core.set_isa(tier)
+            for num in ROWS:
+                assert all_of(num) == want[num], f"{tier} differs at {num} rows"
+    finally:
+        _core.set_isa(before)
+
+
 def test_int4_extremes_are_exact(isa: str) -> None:
     """m * q reaches -120 and 112 (m up to 16): nothing saturates on the way, also with activations of +-127."""
     q = np.array([[-8] * 64, [7] * 64, [-7] * 64], np.int8)

@@ -29,6 +29,12 @@ TRIVET_INLINE void prefetch_tile(const uint8_t* at) {
 }
 constexpr size_t kAhead = 8192;  // bytes of each weight stream that are asked for ahead
 
+// The place kAhead bytes ahead in a stream of panels of which every `streams`-th is read.
+TRIVET_INLINE const uint8_t* ahead_of(const uint8_t* panel, size_t at, size_t panel_bytes, size_t streams) {
+  const size_t ahead = at + kAhead;
+  return panel + ahead + (ahead < panel_bytes ? 0 : (streams - 1) * panel_bytes);
+}
+
 // Rows [row, row + 16) against 4 panels: each weight tile is used once, so four streams come from memory.
 template <bool kInt8>
 void block_1x4(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_bytes, size_t chunks, uint8_t* c) {
@@ -37,17 +43,18 @@ void block_1x4(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_byte
   _tile_zero(2);
   _tile_zero(3);
   for (size_t i = 0; i < chunks; ++i, a += 64, b += 1024) {
+    const uint8_t* ahead = ahead_of(b - 1024 * i, 1024 * i, panel_bytes, 4);
     _tile_loadd(4, a, lda);
-    prefetch_tile(b + kAhead);
+    prefetch_tile(ahead);
     _tile_loadd(6, b, 64);
     TRIVET_DOT(0, 4, 6);
-    prefetch_tile(b + panel_bytes + kAhead);
+    prefetch_tile(ahead + panel_bytes);
     _tile_loadd(7, b + panel_bytes, 64);
     TRIVET_DOT(1, 4, 7);
-    prefetch_tile(b + 2 * panel_bytes + kAhead);
+    prefetch_tile(ahead + 2 * panel_bytes);
     _tile_loadd(6, b + 2 * panel_bytes, 64);
     TRIVET_DOT(2, 4, 6);
-    prefetch_tile(b + 3 * panel_bytes + kAhead);
+    prefetch_tile(ahead + 3 * panel_bytes);
     _tile_loadd(7, b + 3 * panel_bytes, 64);
     TRIVET_DOT(3, 4, 7);
   }
@@ -152,8 +159,9 @@ void block_2x2(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_byte
   _tile_zero(3);
   for (size_t i = 0; i < chunks; ++i, a += 64, a1 += 64, b += 1024, b1 += 1024) {
     if (kCold) {
-      prefetch_tile(b + kAhead);
-      prefetch_tile(b1 + kAhead);
+      const uint8_t* next = ahead_of(b - 1024 * i, 1024 * i, panel_bytes, 2);
+      prefetch_tile(next);
+      prefetch_tile(next + panel_bytes);
     } else {
       for (size_t j = 0; j < ahead.lines; ++j, ahead.at += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead.at), _MM_HINT_T1);
     }

@@ -13,6 +13,12 @@ namespace {
 
 constexpr size_t kPrefetch = 4096;  // bytes ahead in each stream; measured: see docs/lab.md
 
+// The place kPrefetch bytes ahead in a stream of panels of which every `streams`-th is read.
+TRIVET_INLINE const char* ahead_of(const void* panel, size_t at, size_t panel_bytes, size_t streams) {
+  const size_t ahead = at + kPrefetch;
+  return static_cast<const char*>(panel) + ahead + (ahead < panel_bytes ? 0 : (streams - 1) * panel_bytes);
+}
+
 TRIVET_INLINE __m512i broadcast4(const int8_t* x) {
   int32_t v;
   __builtin_memcpy(&v, x, 4);
@@ -58,13 +64,14 @@ void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) acc[r][p] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
   }
+  const size_t panel_bytes = w.panel_bytes();
   const int8_t* a = static_cast<const int8_t*>(x.data) + row * x.kp;
   for (size_t k = 0; k < w.kp; k += 4) {
     __m512i v[P];
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       v[p] = _mm512_load_si512(codes[p] + 16 * k);
-      _mm_prefetch(reinterpret_cast<const char*>(codes[p] + 16 * k + kPrefetch), _MM_HINT_T0);
+      _mm_prefetch(ahead_of(codes[p], 16 * k, panel_bytes, P), _MM_HINT_T0);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -91,6 +98,7 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
   }
   const __m512i low = _mm512_set1_epi8(15);
   const __m512i to_q = _mm512_broadcast_i32x4(_mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
+  const size_t panel_bytes = w.panel_bytes();
   const int8_t* a = static_cast<const int8_t*>(x.data) + row * x.kp;
   for (size_t k = 0; k < w.kp; k += 64) {
     __m512i lo[R][P], hi[R][P];
@@ -104,7 +112,7 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
       for (int p = 0; p < P; ++p) {
         const uint8_t* at = codes[p] + 8 * k + 64 * j;
         const __m512i v = _mm512_load_si512(at);
-        _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch), _MM_HINT_T0);
+        _mm_prefetch(ahead_of(codes[p], 8 * k + 64 * j, panel_bytes, P), _MM_HINT_T0);
         vl[p] = _mm512_shuffle_epi8(to_q, _mm512_and_si512(v, low));
         vh[p] = _mm512_shuffle_epi8(to_q, _mm512_and_si512(_mm512_srli_epi16(v, 4), low));
       }
@@ -143,6 +151,7 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, const 
     for (int r = 0; r < R; ++r) acc[r][p] = _mm512_setzero_ps();
   }
   const __m512i high = _mm512_set1_epi32(int32_t(0xffff0000));
+  const size_t panel_bytes = w.panel_bytes();
   const uint16_t* a = static_cast<const uint16_t*>(x.data) + row * x.kp;
   for (size_t k = 0; k < w.kp; k += 32) {
     __m512 even[R][P], odd[R][P];
@@ -156,7 +165,7 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, const 
       for (int p = 0; p < P; ++p) {
         const uint16_t* at = codes[p] + 16 * k + 32 * j;
         const __m512i v = _mm512_load_si512(at);
-        _mm_prefetch(reinterpret_cast<const char*>(at) + kPrefetch, _MM_HINT_T0);
+        _mm_prefetch(ahead_of(codes[p], 32 * k + 64 * j, panel_bytes, P), _MM_HINT_T0);
         we[p] = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
         wo[p] = _mm512_castsi512_ps(_mm512_and_si512(v, high));
       }

@@ -134,7 +134,7 @@ class Admission:
         with self._lock:
             entry = self._open.pop(request_id, None)
             if entry is not None:
-                self._no_longer_waits(entry)
+                self._no_longer_waits(entry, entry.num_seqs)
                 self._num_uncomputed -= entry.num_uncomputed
 
     @property
@@ -156,7 +156,7 @@ class Admission:
                     f"`request_id` is {request.request_id!r}, but a request of that name is open", param="request_id"
                 )
             try:
-                self._check_load(prompt_len, request.deadline_s)
+                self._check_load(prompt_len, num_seqs, request.deadline_s)
             except Overloaded:
                 self._num_rejected += 1
                 raise
@@ -166,11 +166,11 @@ class Admission:
             self._num_uncomputed += prompt_len
         return Accepted(request_id=request.request_id, seed=seed)
 
-    def _check_load(self, prompt_len: int, deadline_s: float | None) -> None:
+    def _check_load(self, prompt_len: int, num_seqs: int, deadline_s: float | None) -> None:
         config = self._config
         wait_s = self._wait_s()
         num_queued = self._num_waiting_seqs - self._num_free_slots
-        if num_queued >= config.max_waiting:
+        if num_queued + (num_seqs if num_queued > 0 else 1) > config.max_waiting:
             many = f" with {self._num_waiting_seqs} sequences" if self._num_waiting_seqs > self._num_waiting else ""
             raise Overloaded(
                 f"{self._num_waiting} requests{many} are waiting, but at most {config.max_waiting} may",
@@ -208,19 +208,26 @@ class Admission:
             return entry.seed, entry.arrival_s
 
     def progress(self, request_id: str, num_uncomputed: int) -> None:
-        """The request has been started, and so many tokens of its prompt are still to be computed."""
+        """So many tokens of the request's prompt are still to be computed."""
         with self._lock:
             entry = self._open.get(request_id)
             if entry is None:
                 return
-            self._no_longer_waits(entry)
             self._num_uncomputed -= entry.num_uncomputed - num_uncomputed
             entry.num_uncomputed = num_uncomputed
 
-    def _no_longer_waits(self, entry: _Entry) -> None:
+    def started(self, request_id: str) -> None:
+        """One of its sequences runs for the first time."""
+        with self._lock:
+            entry = self._open.get(request_id)
+            if entry is not None and entry.num_seqs > 0:
+                self._no_longer_waits(entry, 1)
+
+    def _no_longer_waits(self, entry: _Entry, num_seqs: int) -> None:
+        self._num_waiting_seqs -= num_seqs
+        entry.num_seqs -= num_seqs
         if entry.is_waiting:
             self._num_waiting -= 1
-            self._num_waiting_seqs -= entry.num_seqs
             entry.is_waiting = False
 
     def report(self, *, num_free_slots: int, prefill_per_s: float, finished_per_s: float) -> None:

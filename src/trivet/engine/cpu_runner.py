@@ -113,9 +113,10 @@ class CpuRunner:
         return StepResult(**out, start_s=start_s, end_s=end_s)
 
     def drop(self) -> None:
-        while self._under_way:
+        while self._under_way and self._executor is not None:
+            self._under_way.popleft()
             with suppress(Exception):  # whoever submitted it has heard of its failure, or is gone
-                self.collect(self._under_way[0][0])
+                self._executor.collect()
 
     def close(self) -> None:
         """Gives KV cache and activations back and lets go of the weights; idempotent."""

@@ -25,8 +25,9 @@ from trivet.engine.sequence import OpenRequest, Sequence, SequenceState
 from trivet.engine.step import Runner, StepResult
 from trivet.errors import ConfigError, Overloaded, TrivetError
 
-_LINGER = 0.75  # the part of a step's predicted time after which the next is planned
+_LINGER = 0.75  # the part of a step's least probable time after which the next is planned
 _HOST_S = 0.002  # what planning may take
+_PACE_STEPS = 16  # the last steps, of which the quickest, against its prediction, says how quick the next may be
 
 
 @dataclass(slots=True)
@@ -71,6 +72,7 @@ class Engine:
         self._deadlines: list[tuple[float, int, str]] = []  # a heap of (time, arrival number, request id)
         self._events: list[EngineEvent] = []
         self._under_way: deque[_UnderWay] = deque()
+        self._paces: deque[float] = deque(maxlen=_PACE_STEPS)  # time over predicted time
         runner.drop()  # of an engine that failed
         self._tell_admission()
 
@@ -205,7 +207,8 @@ class Engine:
 
     def _linger(self, step: _UnderWay) -> None:
         """Waits while the step under way has long to go: what comes in meanwhile can be part of the next one."""
-        left_s = step.start_s + _LINGER * step.predicted_s - _HOST_S - self._clock()
+        least_s = step.predicted_s * min(self._paces, default=0.0)
+        left_s = step.start_s + _LINGER * least_s - _HOST_S - self._clock()
         if left_s > 0:
             self._runner.wait(step.handle, left_s)
 
@@ -219,11 +222,12 @@ class Engine:
                 self._fail_step(later.plan, error)
             self._under_way.clear()
             self._runner.drop()
-            if self.scheduler.tree is not None:
-                self.scheduler.tree.clear()
+            self.scheduler.start_over()  # others may hold blocks of the prefix tree that the failed step should have filled
             return
         if self._under_way:
             self._under_way[0].start_s = result.end_s
+        if step.predicted_s > 0:
+            self._paces.append(result.native_s / step.predicted_s)
         num_prefill = plan.num_tokens - plan.num_decodes
         self.scheduler.model.observe(plan.num_tokens, plan.num_pairs, result.native_s, num_prefill=num_prefill)
         self.counters.step(result.start_s, result.end_s, num_prefill, len(prepared.sampled))
@@ -244,6 +248,7 @@ class Engine:
         opened = seq.request
         if seq.scheduled_s is None:
             seq.scheduled_s = now
+            self.admission.started(opened.message.request_id)
         if seq.index == 0 and seq.first_token_s is None:
             num_uncomputed = max(0, seq.num_prompt - seq.num_computed)
             opened.num_scored = max(opened.num_scored, seq.num_prompt - num_uncomputed)

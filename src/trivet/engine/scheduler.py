@@ -97,14 +97,28 @@ class Scheduler:
 
     def _preempt_last(self, plan: Plan) -> Sequence:
         seq = self.running.pop()
+        self._make_wait(seq)
+        plan.preempted.append(seq)
+        return seq
+
+    def _make_wait(self, seq: Sequence) -> None:
+        """A sequence that ran gives up its blocks; what is being sampled for it is not taken."""
         self._vacate(seq)
         seq.forget_pending()
         seq.num_computed = 0
         seq.num_preemptions += 1
         self.num_preemptions += 1
-        plan.preempted.append(seq)
         self.add(seq)
-        return seq
+
+    def start_over(self) -> None:
+        """No block can be trusted: the prefix tree is emptied, and what runs is computed again."""
+        if self.tree is not None:
+            self.tree.clear()
+        running, self.running = self.running, []
+        for seq in running:
+            if seq.first_token_s is None:
+                seq.num_cached = 0
+            self._make_wait(seq)
 
     # --- the next step --------------------------------------------------------------------------------------------
 
