@@ -222,7 +222,7 @@ class Engine:
                 self._fail_step(later.plan, error)
             self._under_way.clear()
             self._runner.drop()
-            self.scheduler.start_over()  # others may hold blocks of the prefix tree that the failed step should have filled
+            self.scheduler.start_over()  # others may hold blocks that the failed step should have filled
             return
         if self._under_way:
             self._under_way[0].start_s = result.end_s
