@@ -25,6 +25,8 @@ if TYPE_CHECKING:
         ModelFormatError,
         NotReady,
         Overloaded,
+        TargetError,
+        TraceError,
         TrivetError,
         UnsupportedCpu,
     )
@@ -46,6 +48,8 @@ __all__ = [
     "Overloaded",
     "RequestOutput",
     "SamplingParams",
+    "TargetError",
+    "TraceError",
     "TrivetError",
     "UnsupportedCpu",
     "__version__",
