@@ -84,7 +84,7 @@ def command(
     130 interrupted, after the report of what ran.
     """
     given = dict(locals())
-    from trivet.cli.main import print_error
+    from trivet.cli.usage import print_error
     from trivet.measure.options import Options
 
     try:
