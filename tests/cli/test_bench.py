@@ -29,7 +29,8 @@ def url(cache_dir: Path) -> Iterator[str]:
     call = [sys.executable, "-m", "trivet.cli.main", "serve", "demo-small", "--port", "0", "--json"]
     with subprocess.Popen(call, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
+        events = map(json.loads, process.stdout)
+        yield next(event["url"] for event in events if event["event"] == "ready")
         process.terminate()
 
 
