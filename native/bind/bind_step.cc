@@ -1,8 +1,10 @@
 // Model, KvCache and Executor: checks every shape and index with the GIL held, then computes without it.
 #include <nanobind/stl/pair.h>
 
+#include <array>
 #include <memory>
 #include <tuple>
+#include <utility>
 
 #include "bind/arrays.h"
 #include "trivet/cpu.h"
@@ -146,13 +148,13 @@ class PyExecutor {
   ~PyExecutor() { leave_foreign_queue(); }
 
   uint64_t submit(I32 token_ids, I32 seq_starts, I32 context_lens, Array<const int32_t, 2> block_tables, I32 sample_rows,
-            F32 temperature, I32 top_k, F32 top_p, F32 min_p, Array<const uint64_t, 1> seed, I32 sample_idx,
-            I32 bias_starts, I32 bias_ids, F32 bias_values, I32 mask_idx, Array<const uint32_t, 2> masks, I32 num_logprobs,
-            I32 score_rows, I32 score_ids, I32 score_num_logprobs, I32 logits_rows, I32 hidden_rows,
-            Array<int32_t, 1> sampled_ids, Array<float, 1> logprobs, Array<int32_t, 1> ranks, Array<int32_t, 2> top_ids,
-            Array<float, 2> top_logprobs, Array<float, 1> score_logprobs, Array<int32_t, 1> score_ranks,
-            Array<int32_t, 2> score_top_ids, Array<float, 2> score_top_logprobs, Array<float, 2> logits,
-            Array<float, 2> hidden) {
+              F32 temperature, I32 top_k, F32 top_p, F32 min_p, Array<const uint64_t, 1> seed, I32 sample_idx,
+              I32 bias_starts, I32 bias_ids, F32 bias_values, I32 mask_idx, Array<const uint32_t, 2> masks, I32 num_logprobs,
+              I32 score_rows, I32 score_ids, I32 score_num_logprobs, I32 logits_rows, I32 hidden_rows,
+              Array<int32_t, 1> sampled_ids, Array<float, 1> logprobs, Array<int32_t, 1> ranks, Array<int32_t, 2> top_ids,
+              Array<float, 2> top_logprobs, Array<float, 1> score_logprobs, Array<int32_t, 1> score_ranks,
+              Array<int32_t, 2> score_top_ids, Array<float, 2> score_top_logprobs, Array<float, 2> logits,
+              Array<float, 2> hidden) {
     StepInput in{};
     in.num_tokens = token_ids.shape(0);
     in.num_seqs = context_lens.shape(0);
@@ -219,15 +221,12 @@ class PyExecutor {
     const StepOutput out{sampled_ids.data(), logprobs.data(), ranks.data(), top_ids.shape(1), top_ids.data(), top_logprobs.data(),
                          score_logprobs.data(), score_ranks.data(), score_top_ids.shape(1), score_top_ids.data(),
                          score_top_logprobs.data(), logits.data(), hidden.data()};
-    held_[queue_->next() % StepQueue::kDepth] = std::make_shared<std::tuple<
-        I32, I32, I32, Array<const int32_t, 2>, I32, F32, I32, F32, F32, Array<const uint64_t, 1>, I32, I32, I32, F32, I32,
-        Array<const uint32_t, 2>, I32, I32, I32, I32, I32, I32, Array<int32_t, 1>, Array<float, 1>, Array<int32_t, 1>,
-        Array<int32_t, 2>, Array<float, 2>, Array<float, 1>, Array<int32_t, 1>, Array<int32_t, 2>, Array<float, 2>,
-        Array<float, 2>, Array<float, 2>>>(
+    auto arrays = std::make_tuple(
         token_ids, seq_starts, context_lens, block_tables, sample_rows, temperature, top_k, top_p, min_p, seed, sample_idx,
         bias_starts, bias_ids, bias_values, mask_idx, masks, num_logprobs, score_rows, score_ids, score_num_logprobs,
         logits_rows, hidden_rows, sampled_ids, logprobs, ranks, top_ids, top_logprobs, score_logprobs, score_ranks,
         score_top_ids, score_top_logprobs, logits, hidden);
+    held_[queue_->next() % StepQueue::kDepth] = std::make_shared<decltype(arrays)>(std::move(arrays));
     return queue_->submit(in, out);
   }
 

@@ -120,9 +120,8 @@ def test_who_took_over_blocks_of_a_step_that_failed_is_computed_again() -> None:
     d.add(request("a", 100, max_tokens=10), request("b", 100, max_tokens=10))
     d.runner.fail_computing = MemoryError("no more")
     d.run()
-    assert "a" in d.failures
     want = alone(request("b", 100, max_tokens=10))[0].token_ids
-    assert "b" in d.failures or d.tokens("b") == want
+    assert set(d.failures) == {"a"} and d.tokens("b") == want
     d.add(request("c", 100, max_tokens=10))
     d.run()
     assert d.tokens("c") == want

@@ -16,7 +16,7 @@ from builds import REPO
 ENV = {
     name: value
     for name, value in os.environ.items()
-    if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "TESTS", "ARGS")
+    if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "TESTS", "ARGS", "SHARD", "SHARDS")
 }
 
 

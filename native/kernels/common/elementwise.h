@@ -37,8 +37,8 @@ template <class X>
 void quantize(const X* x, size_t k, size_t kp, int8_t* out, float* scale) {
   vi top{};  // magnitudes of floats order as integers, and a NaN is above all: it ends up in the scale
   size_t i = 0;
-  for (; i + 16 <= k; i += 16) top = larger(top, as_int(abs(load(x + i))));
-  if (i < k) top = larger(top, as_int(abs(load_first(x + i, k - i))));
+  for (; i + 16 <= k; i += 16) top = max(top, as_int(abs(load(x + i))));
+  if (i < k) top = max(top, as_int(abs(load_first(x + i, k - i))));
   const float absmax = as_float(vi{} + max_lane(top))[0];
   *scale = absmax / 127.0f;
   const float inverse = absmax > 1e-30f ? 127.0f / absmax : 0.0f;

@@ -31,7 +31,7 @@ TRIVET_INLINE vi as_int(const vf& x) { vi v; __builtin_memcpy(&v, &x, 64); retur
 TRIVET_INLINE vf as_float(const vi& x) { vf v; __builtin_memcpy(&v, &x, 64); return v; }
 TRIVET_INLINE vf to_float(const vi& x) { return __builtin_convertvector(x, vf); }
 TRIVET_INLINE vf max(const vf& a, const vf& b) { return a > b ? a : b; }
-TRIVET_INLINE vi larger(const vi& a, const vi& b) { return a > b ? a : b; }
+TRIVET_INLINE vi max(const vi& a, const vi& b) { return a > b ? a : b; }
 TRIVET_INLINE vf min(const vf& a, const vf& b) { return a < b ? a : b; }
 TRIVET_INLINE vf abs(const vf& a) { return as_float(as_int(a) & 0x7fffffff); }
 
@@ -47,18 +47,12 @@ TRIVET_INLINE float sum(vf v) {
   v = v + TRIVET_FOLD(v, 1);
   return v[0];
 }
-TRIVET_INLINE float max_lane(vf v) {
+template <class V>
+TRIVET_INLINE auto max_lane(V v) {
   v = max(v, TRIVET_FOLD(v, 8));
   v = max(v, TRIVET_FOLD(v, 4));
   v = max(v, TRIVET_FOLD(v, 2));
   v = max(v, TRIVET_FOLD(v, 1));
-  return v[0];
-}
-TRIVET_INLINE int32_t max_lane(vi v) {
-  v = larger(v, TRIVET_FOLD(v, 8));
-  v = larger(v, TRIVET_FOLD(v, 4));
-  v = larger(v, TRIVET_FOLD(v, 2));
-  v = larger(v, TRIVET_FOLD(v, 1));
   return v[0];
 }
 
