@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import msgspec
 
@@ -21,6 +22,17 @@ from trivet.measure.workload import TraceChoice, Workload, parse_lengths
 DEFAULT_RATE = 1.0
 DEFAULT_DURATION_S = 30.0
 DEFAULT_WARMUP_S = 2.0
+AFTER_SPIKE_S = 30.0  # what a run has by default, to show how the server comes back
+
+T = TypeVar("T")
+
+# flags that do nothing alone, by what they need
+NEEDS = {
+    "--trace": ("trace_format", "trace_start", "trace_for", "time_scale", "length_scale", "max_input", "max_output"),
+    "--spike": ("spike_at", "spike_for"),
+    "--find-capacity": ("attainment",),
+    "--compare": ("rounds",),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +41,7 @@ class BenchJob:
 
     kind: Literal["run", "sweep", "capacity", "compare"]
     targets: tuple[Target, ...]
-    asked: Asked
+    asked: tuple[Asked, ...]  # of each target
     workloads: tuple[Workload, ...]  # one, or one for each point of a sweep
     sweep_of: str = ""
     slo: Slo | None
@@ -37,13 +49,15 @@ class BenchJob:
     attainment: float
     rounds: int
     workers: int | None
-    seed: int
+    seed: int  # of times and lengths
+    words_seed: int  # of the prompts' words: another each time, or a server would find them in its prefix cache
     options: Options
 
 
 def job_from(options: Options) -> BenchJob:
     """The job that the flags describe."""
     _check_together(options)
+    _check_effect(options)
     workload = _workload(options)
     sweep_of, workloads = _sweep(options, workload)
     kind: Literal["run", "sweep", "capacity", "compare"] = "run"
@@ -53,20 +67,19 @@ def job_from(options: Options) -> BenchJob:
         kind = "capacity"
     elif options.compare:
         kind = "compare"
+    urls = (options.target, *(options.compare or []))
+    asked = Asked(
+        endpoint=cast(Literal["completions", "chat"], _word("endpoint", options.endpoint, ("completions", "chat"))),
+        extra=_extra(options.body),
+        timeout_s=parse_seconds(options.timeout, "--timeout"),
+        many_turns=options.turns > 1 or options.trace is not None,
+    )
+    models = _for_each("--model", options.model, len(urls))
+    folders = _for_each("--tokenizer", options.tokenizer, len(urls))
     return BenchJob(
         kind=kind,
-        targets=tuple(
-            parse_target(url, api_key=options.api_key, verify=not options.insecure)
-            for url in (options.target, *(options.compare or []))
-        ),
-        asked=Asked(
-            endpoint=cast(Literal["completions", "chat"], _word("endpoint", options.endpoint, ("completions", "chat"))),
-            model=options.model,
-            tokenizer=options.tokenizer,
-            extra=_extra(options.body),
-            timeout_s=parse_seconds(options.timeout, "--timeout"),
-            many_turns=options.turns > 1 or options.trace is not None,
-        ),
+        targets=tuple(parse_target(url, api_key=options.api_key, verify=not options.insecure) for url in urls),
+        asked=tuple(replace(asked, model=m, tokenizer=f) for m, f in zip(models, folders, strict=True)),
         workloads=workloads,
         sweep_of=sweep_of,
         slo=None if options.slo is None else parse_slo(options.slo),
@@ -74,7 +87,8 @@ def job_from(options: Options) -> BenchJob:
         attainment=options.attainment,
         rounds=options.rounds,
         workers=options.workers,
-        seed=options.seed,
+        seed=options.seed or 0,
+        words_seed=int.from_bytes(os.urandom(4)) if options.seed is None else options.seed,
         options=options,
     )
 
@@ -91,6 +105,26 @@ def _check_together(options: Options) -> None:
     _exclude("`--trace` and a rate that changes", options.trace is not None and shaped, "a trace has its own times")
     _exclude("`--trace` and `--turns`", options.trace is not None and options.turns > 1, "a trace has its own chats")
     _exclude("`--find-capacity` and `--concurrency`", closed and options.find_capacity, "capacity is an open-loop rate")
+    searched = options.find_capacity
+    _exclude("`--find-capacity` and `--ramp-to`", searched and options.ramp_to is not None, "capacity is a steady rate")
+    _exclude("`--find-capacity` and `--turns`", searched and options.turns > 1, "a chat's later turns wait for answers")
+    swept = options.sweep is not None
+    _exclude("`--sweep` and `--rate`", swept and options.rate is not None, "name all values in `--sweep`")
+    _exclude("`--sweep` and `--concurrency`", swept and closed, "name all values in `--sweep`")
+    _exclude(
+        "`--sweep concurrency` and a rate that changes",
+        swept and shaped and (options.sweep or "").startswith("concurrency"),
+        "a closed loop has no rate",
+    )
+    traced = options.trace is not None
+    _exclude("`--trace` and `--shared-prefix`", traced and options.shared_prefix > 0, "a trace has its own prefixes")
+    _exclude(
+        "`--time-scale` and `--rate`",
+        options.time_scale != 1 and options.rate is not None,
+        "`--rate` scales a trace's times to that rate",
+    )
+    if options.ramp_to is not None and options.requests is not None and options.duration is None:
+        raise ConfigError("`--ramp-to` needs `--duration`", hint="that is the time in which the rate changes")
     for flag in ("find_capacity", "require"):
         if getattr(options, flag) and options.slo is None:
             raise ConfigError(
@@ -103,12 +137,23 @@ def _check_together(options: Options) -> None:
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"`--{flag.replace('_', '-')}` is {value:g}, but it must be above 0")
     for flag in ("shared_prefix", "seed"):
-        if getattr(options, flag) < 0:
+        if (getattr(options, flag) or 0) < 0:
             raise ConfigError(f"`--{flag.replace('_', '-')}` is {getattr(options, flag)}, but it must be 0 or more")
     for flag in ("require", "attainment"):
         value = getattr(options, flag)
         if value is not None and not 0 < value <= 1:
             raise ConfigError(f"`--{flag}` is {value:g}, but it must be above 0 and at most 1")
+
+
+def _check_effect(options: Options) -> None:
+    """Raises ConfigError for a flag that would do nothing, as another that it needs was not given."""
+    defaults = Options()
+    for needed, flags in NEEDS.items():
+        has_it = getattr(options, needed[2:].replace("-", "_"))
+        for flag in flags:
+            _need(flag, not has_it and getattr(options, flag) != getattr(defaults, flag), f"`{needed}`")
+    _need("think_time", options.turns == 1 and options.think_time != defaults.think_time, "`--turns`")
+    _need("cv", options.arrivals != "gamma" and options.cv != defaults.cv, "`--arrivals gamma`")
 
 
 def _workload(options: Options) -> Workload:
@@ -117,11 +162,21 @@ def _workload(options: Options) -> Workload:
     made_up_warmup_s = 0.0 if trace else DEFAULT_WARMUP_S
     warmup_s = made_up_warmup_s if options.warmup is None else parse_seconds(options.warmup, "--warmup")
     bounded = options.requests is not None or (trace is not None and is_open)
-    duration_s = None if bounded else DEFAULT_DURATION_S
+    spike_at_s, spike_for_s = (
+        parse_seconds(getattr(options, flag), f"--{flag.replace('_', '-')}") for flag in ("spike_at", "spike_for")
+    )
+    usual_s = DEFAULT_DURATION_S if options.spike is None else spike_at_s + spike_for_s + AFTER_SPIKE_S
+    duration_s = None if bounded else usual_s
     if options.duration is not None:
         duration_s = parse_seconds(options.duration, "--duration")
         if duration_s == 0:
             raise ConfigError("`--duration` is 0, but it must be above 0")
+    inputs = parse_lengths(options.input_tokens, "--input-tokens")
+    if options.shared_prefix > inputs.low:
+        raise ConfigError(
+            f"`--shared-prefix` is {options.shared_prefix}, but the shortest prompt has {inputs.low} tokens",
+            hint="make it shorter, or `--input-tokens` longer",
+        )
     return Workload(
         rate=options.rate if trace or not is_open else options.rate or DEFAULT_RATE,
         concurrency=options.concurrency,
@@ -129,12 +184,12 @@ def _workload(options: Options) -> Workload:
         cv=options.cv,
         ramp_to=options.ramp_to,
         spike=options.spike,
-        spike_at_s=parse_seconds(options.spike_at, "--spike-at"),
-        spike_for_s=parse_seconds(options.spike_for, "--spike-for"),
+        spike_at_s=spike_at_s,
+        spike_for_s=spike_for_s,
         duration_s=duration_s,
         num_requests=options.requests,
         warmup_s=warmup_s,
-        input=parse_lengths(options.input_tokens, "--input-tokens"),
+        input=inputs,
         output=parse_lengths(options.output_tokens, "--output-tokens"),
         shared_prefix=options.shared_prefix,
         turns=options.turns,
@@ -193,6 +248,23 @@ def _word(flag: str, value: str, words: Sequence[str]) -> str:
     if value not in words:
         raise ConfigError(f"`--{flag}` is {value!r}, but it must be one of {', '.join(words)}")
     return value
+
+
+def _for_each(flag: str, values: Sequence[T] | None, num: int) -> Sequence[T | None]:
+    """A value for each target: one that is given once is for all of them."""
+    if not values:
+        return [None] * num
+    if len(values) not in (1, num):
+        raise ConfigError(
+            f"`{flag}` is given {len(values)} times, but there {'is 1 target' if num == 1 else f'are {num} targets'}",
+            hint="give it once for all, or once for each in their order",
+        )
+    return values if len(values) == num else list(values) * num
+
+
+def _need(flag: str, missing: bool, needed: str) -> None:
+    if missing:
+        raise ConfigError(f"`--{flag.replace('_', '-')}` does nothing without {needed}")
 
 
 def _exclude(what: str, both: bool, instead: str) -> None:

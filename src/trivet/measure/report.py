@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from trivet.measure.bench import RunReport
@@ -20,6 +20,13 @@ from trivet.measure.workload import Plan, Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+SHOWN: dict[str, Callable[[float], str]] = {  # by a ratio's kind
+    "time": show_seconds,
+    "share": lambda value: f"{value:.1%}",
+    "rate": lambda value: f"{value:,.4g}",
+}
 
 
 def describe(workload: Workload) -> str:
@@ -72,10 +79,12 @@ class ProgressLine:
 
 def print_run(console: Console, report: RunReport, probed: Probed, slo: Slo | None) -> None:
     """One run: latencies with their intervals, throughput, failures, the client, and the verdict."""
+    from rich.markup import escape
     from rich.table import Table
 
     figures = report.figures
-    console.print(f"[bold]{probed.model.name}[/] at {probed.target.url}: {describe(report.workload)}", highlight=False)
+    name, url = escape(probed.model.name), escape(probed.target.url)
+    console.print(f"[bold]{name}[/] at {url}: {escape(describe(report.workload))}", highlight=False)
     table = Table("", *(f"p{100 * q:.0f}" for q in QUANTILES), "mean", box=None, header_style="bold", pad_edge=False)
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
@@ -134,18 +143,25 @@ def print_capacity(console: Console, capacity: Capacity, slo: Slo) -> None:
         console.print(capacity.because, highlight=False)
 
 
+def print_round(console: Console, number: int, report: RunReport, probed: Probed) -> None:
+    """A round of a comparison, and why it is left out if it is."""
+    because = "; ".join(report.client.problems)
+    verdict = f": INVALID, left out: {because}" if because else ""
+    console.print(f"round {number}, {probed.target.url}{verdict}", highlight=False, markup=False)
+
+
 def print_comparison(console: Console, name_a: str, name_b: str, ratios: Sequence[Ratio]) -> None:
     """The ratios of B to A."""
+    from rich.markup import escape
     from rich.table import Table
 
-    console.print(f"[bold]B[/] {name_b}  over  [bold]A[/] {name_a}", highlight=False)
+    console.print(f"[bold]B[/] {escape(name_b)}  over  [bold]A[/] {escape(name_a)}", highlight=False)
     table = Table("", "A", "B", "B/A", "95 % interval", "", box=None, header_style="bold", pad_edge=False)
     for column in table.columns[1:5]:
         column.justify, column.no_wrap = "right", True
     for r in ratios:
-        show = (lambda v: f"{v:.1%}") if r.name == "answered" else show_seconds
-        kind, _, rank = r.name.partition(" ")
-        label = f"{kind.upper()} {rank}" if rank else r.name
+        show = SHOWN[r.kind]
+        label = r.name.upper().replace(" P", " p") if r.kind == "time" else r.name
         table.add_row(label, show(r.a), show(r.b), f"{r.ratio:.3f}", f"{r.low:.3f} to {r.high:.3f}", r.verdict)
     console.print(table, highlight=False)
 
@@ -169,12 +185,14 @@ def _p50_p99(latency: Latency) -> tuple[str, str]:
 
 
 def _amounts(report: RunReport) -> list[str]:
-    figures, whole = report.figures, report.figures.whole
+    figures, whole, wished = report.figures, report.figures.whole, report.workload.rate
+    offered = "" if figures.offered is None or math.isnan(figures.offered) else f" ({figures.offered:.3g}/s offered"
+    offered += f" of {wished:g})" * (wished is not None) or ")" if offered else ""
     lines = [
         f"throughput: {whole.rate(whole.output_tokens):,.1f} output tokens/s, "
         f"{whole.rate(whole.input_tokens):,.1f} input tokens/s, {whole.rate(whole.requests):.3g} requests/s "
         f"over {whole.end_s - whole.begin_s:.1f} s",
-        f"requests: {figures.num_requests:,} after {report.workload.warmup_s:g} s of warm-up, "
+        f"requests: {figures.num_requests:,}{offered} after {report.workload.warmup_s:g} s of warm-up, "
         f"{figures.num_ok:,} answered",
     ]
     for kind, num in figures.failures.items():
@@ -187,8 +205,10 @@ def _service(report: RunReport, slo: Slo | None) -> list[str]:
     attainment, goodput = report.figures.attainment, report.figures.goodput
     if slo is None or attainment is None or goodput is None or math.isnan(attainment.value):
         return []
-    shown = "" if report.workload.concurrency is not None else f", goodput {goodput:.3g} requests/s"
-    return [f"attainment: {attainment.value:.1%} ({attainment.low:.1%} to {attainment.high:.1%}) met {slo}{shown}"]
+    return [
+        f"attainment: {attainment.value:.1%} ({attainment.low:.1%} to {attainment.high:.1%}) met {slo}, "
+        f"goodput {goodput:.3g} requests/s"
+    ]
 
 
 def _client(report: RunReport) -> list[str]:
@@ -196,7 +216,7 @@ def _client(report: RunReport) -> list[str]:
     processes = "process" if client.num_workers == 1 else "processes"
     return [
         f"client: {client.num_workers} {processes}, {client.cpu_share:.0%} of a core, sent "
-        f"{show_seconds(client.sending_lag_s[1])} late and looked {show_seconds(client.loop_lag_s[1])} late at p99"
+        f"{show_seconds(client.sending_lag_s[-1])} late and looked {show_seconds(client.loop_lag_s[-1])} late at p99"
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -74,12 +75,16 @@ class Workload:
     def profile(self) -> RateProfile:
         """The rate of the jobs with time: chats begin at rate / turns."""
         rate = (self.rate or 0.0) / self.turns
-        over_s = self.warmup_s + (self.duration_s or 0.0)
         if self.ramp_to is not None:
-            return ramp(rate, self.ramp_to / self.turns, over_s)
+            return ramp(rate, self.ramp_to / self.turns, self.duration_s or 0.0, at_s=self.warmup_s)
         if self.spike is not None:
             return spike(rate, factor=self.spike, at_s=self.warmup_s + self.spike_at_s, for_s=self.spike_for_s)
         return steady(rate)
+
+    @property
+    def end_s(self) -> float:
+        """From then on nothing is sent, in seconds from the run's begin."""
+        return math.inf if self.duration_s is None else self.warmup_s + self.duration_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +96,7 @@ class Plan:
     span_s: float  # in which they are meant to begin; 0 in a closed loop
     mean_output: float
     longest: int  # tokens of prompt and answer of the longest request
+    left_out: int = 0  # later turns of chats, beyond the run's end or its number of requests
 
     @property
     def rate(self) -> float:
@@ -110,9 +116,12 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
     """The jobs. `overhead`: prompt tokens that the server adds; the prompts are made shorter by as many."""
     rng = np.random.default_rng([seed, 1])
     chats = _from_trace(workload, seed) if workload.trace is not None else _made_up(workload, rng)
-    if workload.concurrency is None and workload.num_requests is not None:
-        num_warm = sum(len(chat) for chat in chats if chat[0].time_s < workload.warmup_s)
-        chats = _first_requests(chats, num_warm + workload.num_requests)
+    whole = chats
+    if workload.concurrency is None:
+        chats = [_in_time(workload, chat) for chat in chats]
+        if workload.num_requests is not None:
+            num_warm = sum(len(chat) for chat in chats if chat[0].time_s < workload.warmup_s)
+            chats = _first_requests(chats, num_warm + workload.num_requests)
     if not chats:
         raise ConfigError("no request falls into this run", hint="make it longer, or the rate higher")
     jobs, index = [], 0
@@ -120,7 +129,7 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
     for chat in chats:
         turns = []
         for i, row in enumerate(chat):
-            think_s = workload.think_s if workload.trace is None and i else 0.0
+            think_s = _think_s(workload) if i else 0.0
             length = max(1, row.input_len - (overhead if i == 0 else 0))
             blocks = [] if row.prompt is not None else _blocks(row, length, index + i, names)
             turns.append(Turn(row.output_len, blocks, row.time_s, think_s, row.prompt))
@@ -133,6 +142,7 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
         span_s=0.0 if workload.concurrency else max([_span(workload), *(chat[0].time_s for chat in chats)]),
         mean_output=sum(row.output_len for row in rows) / len(rows),
         longest=max(sum(row.input_len + row.output_len for row in chat) for chat in chats),
+        left_out=sum(len(chat) for chat in whole[: len(chats)]) - len(rows),
     )
 
 
@@ -148,7 +158,8 @@ def check_fits(planned: Plan, max_len: int | None, model: str, *, takes_texts: b
     if max_len is not None and planned.longest > max_len:
         raise ConfigError(
             f"the longest request has {planned.longest:,} tokens with its answer, but `{model}` can hold {max_len:,}",
-            hint="shorten them with `--max-input`, `--max-output` or `--length-scale`",
+            hint="shorten them with `--input-tokens`, `--output-tokens` or `--turns`; those of a trace with "
+            "`--max-input`, `--max-output` or `--length-scale`",
         )
 
 
@@ -185,16 +196,29 @@ def _times(workload: Workload, rng: np.random.Generator) -> list[float]:
     """Begins of chats, until the run's time is over or there are enough of them."""
     arriving = workload.profile().times(unit_gaps(workload.process, rng, cv=workload.cv))
     if workload.duration_s is not None:
-        end_s = workload.warmup_s + workload.duration_s
-        return list(takewhile(lambda time_s: time_s < end_s, arriving))
-    times: list[float] = []
-    counted = 0
-    for time_s in arriving:
-        if counted >= (workload.num_requests or 0):
-            break
-        times.append(time_s)
-        counted += workload.turns if time_s >= workload.warmup_s else 0
+        times, end_s = list(takewhile(lambda time_s: time_s < workload.end_s, arriving)), workload.end_s
+    else:
+        times, counted, end_s = [], 0, 0.0
+        while counted < (workload.num_requests or 0):
+            times.append(end_s := next(arriving))
+            counted += workload.turns if end_s >= workload.warmup_s else 0
+    if workload.spike is not None and end_s <= workload.warmup_s + workload.spike_at_s:
+        raise ConfigError(
+            f"the run ends {end_s - workload.warmup_s:.3g} s after its warm-up, but the spike begins at "
+            f"{workload.spike_at_s:g} s",
+            hint="make the run longer, or `--spike-at` earlier",
+        )
     return times
+
+
+def _think_s(workload: Workload) -> float:
+    return workload.think_s if workload.trace is None else 0.0  # a trace has its own times
+
+
+def _in_time(workload: Workload, chat: list[TraceRow]) -> list[TraceRow]:
+    """The first turns, as far as they can be due before the run's end: if each answer before them takes no time."""
+    due_s = (max(row.time_s, chat[0].time_s + i * _think_s(workload)) for i, row in enumerate(chat))
+    return [row for row, _ in takewhile(lambda pair: pair[1] < workload.end_s, zip(chat, due_s, strict=True))]
 
 
 def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
@@ -203,6 +227,11 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
     assert trace is not None
     kind = trace.kind or detect_format(trace.path)
     if kind == "servegen":
+        if trace.length_scale != 1 or trace.max_input or trace.max_output:
+            raise ConfigError(
+                "a ServeGen trace has no lengths that `--length-scale`, `--max-input` or `--max-output` could change",
+                hint="its lengths are those of `--input-tokens` and `--output-tokens`",
+            )
         rows = _servegen_rows(workload, trace, seed)
     else:
         rows = cut_window(_read_once(trace.path, kind, seed), trace.start_s, trace.duration_s)
@@ -217,8 +246,7 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
         )
     if workload.concurrency is not None:  # its lengths only
         return [[replace(row, time_s=0.0) for row in chat] for chat in chats.values()]
-    bound_s = np.inf if workload.duration_s is None else workload.warmup_s + workload.duration_s
-    return [chat for chat in chats.values() if chat[0].time_s < bound_s]
+    return [chat for chat in chats.values() if chat[0].time_s < workload.end_s]
 
 
 @lru_cache(maxsize=4)
@@ -240,13 +268,13 @@ def _first_requests(chats: Sequence[list[TraceRow]], num: int) -> list[list[Trac
     for chat in chats:
         if total >= num:
             break
-        kept.append(chat)
+        kept.append(chat[: num - total])
         total += len(chat)
     return kept
 
 
 def _blocks(row: TraceRow, length: int, index: int, names: dict[tuple[str, str], int]) -> list[Block]:
-    """The row's prompt as blocks that add up to `length`. Own parts have keys below 0."""
+    """The row's prompt as blocks that add up to `length`, which at most is the row's. Own parts have keys below 0."""
 
     def key(kind: str, name: str) -> int:
         return names.setdefault((kind, name), len(names) + 1)
