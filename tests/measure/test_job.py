@@ -83,7 +83,7 @@ def test_a_sweep_has_a_workload_for_each_value() -> None:
         ({"ramp_to": 2.0, "requests": 9}, "`--ramp-to` needs `--duration`"),
         ({"shared_prefix": 65, "input_tokens": "64..512"}, "`--shared-prefix` is 65, but the shortest prompt has 64"),
         ({"trace": Path("t"), "shared_prefix": 5}, "`--trace` and `--shared-prefix` exclude"),
-        ({"trace": Path("t"), "time_scale": 2.0, "rate": 5.0}, "`--time-scale` and `--rate` exclude"),
+        ({"trace": Path("t"), "time_scale": 2.0, "rate": 5.0}, "`--time-scale` and a rate exclude"),
         ({"max_input": 9}, "`--max-input` does nothing without `--trace`"),
         ({"length_scale": 0.5}, "`--length-scale` does nothing without `--trace`"),
         ({"spike_for": "9s"}, "`--spike-for` does nothing without `--spike`"),

@@ -85,7 +85,7 @@ def test_a_closed_loop(tmp_path: Path, scripted: Scripted) -> None:
 def test_a_closed_loop_takes_its_jobs_again(
     tmp_path: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trivet.measure.workload.CLOSED_LOOP_JOBS", 4)
+    monkeypatch.setattr("trivet.measure.plan.CLOSED_LOOP_JOBS", 4)
     run = only_run(tmp_path, scripted(), rate=0, concurrency=2, requests=30, duration=None)
     assert run["answered"] == 30
 
@@ -276,7 +276,17 @@ def test_json_is_alone_on_stdout(tmp_path: Path, scripted: Scripted, capsys: pyt
 def test_tables_for_people(tmp_path: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
     bench(tmp_path, scripted(itl_s=0.002, status_every=5), slo="ttft=1us", require=0.9)
     out = capsys.readouterr().out
-    for part in ("TTFT", "ITL", "TPOT", "E2E", "output tokens/s", "http_429", "attainment: 0.0%", "client: 1 process"):
+    for part in (
+        "TTFT",
+        "ITL",
+        "TPOT",
+        "E2E",
+        "output tokens/s",
+        "http_429",
+        "attainment: 0.0%",
+        "of 40 requests/s offered",
+        "client: 1 process",
+    ):
         assert part in out, part
 
 

@@ -14,8 +14,9 @@ from trivet.errors import ConfigError
 from trivet.measure.bench import choose_workers
 from trivet.measure.bodies import BodyMaker
 from trivet.measure.messages import Dialect, Job, Turn
+from trivet.measure.plan import Plan, check_fits, plan
 from trivet.measure.workers import deal
-from trivet.measure.workload import Lengths, Plan, TraceChoice, Workload, check_fits, parse_lengths, plan
+from trivet.measure.workload import Lengths, TraceChoice, Workload, parse_lengths
 
 PIECES = [b"%d" % i for i in range(100, 400)]
 OPTIONS = b'"model":"m","stream":true'

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from trivet.measure.messages import Job, Progress, Run
 from trivet.measure.metrics import Figures, figures_of
 from trivet.measure.outcomes import Outcome
+from trivet.measure.plan import Plan, plan
 from trivet.measure.probe import Probed
 from trivet.measure.results import Requests
 from trivet.measure.slo import Slo
 from trivet.measure.validity import ClientState, client_state, notes_of
 from trivet.measure.workers import Workers, deal
-from trivet.measure.workload import Plan, Workload, plan
+from trivet.measure.workload import Workload
 
 REQUEST_COST_S = 400e-6  # of client CPU, measured generously
 EVENT_COST_S = 60e-6

@@ -1,4 +1,4 @@
-"""From flags to what is to be done; ConfigError names the flag that cannot be, or the two that exclude each other."""
+"""From flags to what is to be done; ConfigError names the flag that cannot be."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from trivet.measure.options import Options
 from trivet.measure.probe import Asked
 from trivet.measure.slo import Slo, parse_slo
 from trivet.measure.target import Target, parse_target
+from trivet.measure.together import check_together
 from trivet.measure.traces import TraceFormat
 from trivet.measure.units import parse_seconds
 from trivet.measure.workload import TraceChoice, Workload, parse_lengths
@@ -25,14 +26,6 @@ DEFAULT_WARMUP_S = 2.0
 AFTER_SPIKE_S = 30.0  # what a run has by default, to show how the server comes back
 
 T = TypeVar("T")
-
-# flags that do nothing alone, by what they need
-NEEDS = {
-    "--trace": ("trace_format", "trace_start", "trace_for", "time_scale", "length_scale", "max_input", "max_output"),
-    "--spike": ("spike_at", "spike_for"),
-    "--find-capacity": ("attainment",),
-    "--compare": ("rounds",),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +49,7 @@ class BenchJob:
 
 def job_from(options: Options) -> BenchJob:
     """The job that the flags describe."""
-    _check_together(options)
-    _check_effect(options)
+    check_together(options)
     workload = _workload(options)
     sweep_of, workloads = _sweep(options, workload)
     kind: Literal["run", "sweep", "capacity", "compare"] = "run"
@@ -91,69 +83,6 @@ def job_from(options: Options) -> BenchJob:
         words_seed=int.from_bytes(os.urandom(4)) if options.seed is None else options.seed,
         options=options,
     )
-
-
-def _check_together(options: Options) -> None:
-    """Raises ConfigError for flags that exclude or need each other, and for counts that cannot be."""
-    given = {name for name in ("sweep", "find_capacity", "compare") if getattr(options, name)}
-    _exclude("--sweep, --find-capacity and --compare", len(given) > 1, "do one of them at a time")
-    closed = options.concurrency is not None
-    _exclude("`--rate` and `--concurrency`", closed and options.rate is not None, "an open loop, or a closed one")
-    shaped = options.ramp_to is not None or options.spike is not None
-    _exclude("`--ramp-to` and `--spike`", options.ramp_to is not None and options.spike is not None, "take one of them")
-    _exclude("`--concurrency` and a rate that changes", closed and shaped, "a closed loop has no rate")
-    _exclude("`--trace` and a rate that changes", options.trace is not None and shaped, "a trace has its own times")
-    _exclude("`--trace` and `--turns`", options.trace is not None and options.turns > 1, "a trace has its own chats")
-    _exclude("`--find-capacity` and `--concurrency`", closed and options.find_capacity, "capacity is an open-loop rate")
-    searched = options.find_capacity
-    _exclude("`--find-capacity` and `--ramp-to`", searched and options.ramp_to is not None, "capacity is a steady rate")
-    _exclude("`--find-capacity` and `--turns`", searched and options.turns > 1, "a chat's later turns wait for answers")
-    swept = options.sweep is not None
-    _exclude("`--sweep` and `--rate`", swept and options.rate is not None, "name all values in `--sweep`")
-    _exclude("`--sweep` and `--concurrency`", swept and closed, "name all values in `--sweep`")
-    _exclude(
-        "`--sweep concurrency` and a rate that changes",
-        swept and shaped and (options.sweep or "").startswith("concurrency"),
-        "a closed loop has no rate",
-    )
-    traced = options.trace is not None
-    _exclude("`--trace` and `--shared-prefix`", traced and options.shared_prefix > 0, "a trace has its own prefixes")
-    _exclude(
-        "`--time-scale` and `--rate`",
-        options.time_scale != 1 and options.rate is not None,
-        "`--rate` scales a trace's times to that rate",
-    )
-    if options.ramp_to is not None and options.requests is not None and options.duration is None:
-        raise ConfigError("`--ramp-to` needs `--duration`", hint="that is the time in which the rate changes")
-    for flag in ("find_capacity", "require"):
-        if getattr(options, flag) and options.slo is None:
-            raise ConfigError(
-                f"`--{flag.replace('_', '-')}` needs limits to meet", hint="such as --slo ttft=500ms,itl=60ms"
-            )
-    for flag in ("requests", "concurrency", "turns", "rounds", "workers", "max_input", "max_output"):
-        _at_least_one(flag, getattr(options, flag))
-    for flag in ("rate", "cv", "ramp_to", "spike", "time_scale", "length_scale"):
-        value = getattr(options, flag)
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"`--{flag.replace('_', '-')}` is {value:g}, but it must be above 0")
-    for flag in ("shared_prefix", "seed"):
-        if (getattr(options, flag) or 0) < 0:
-            raise ConfigError(f"`--{flag.replace('_', '-')}` is {getattr(options, flag)}, but it must be 0 or more")
-    for flag in ("require", "attainment"):
-        value = getattr(options, flag)
-        if value is not None and not 0 < value <= 1:
-            raise ConfigError(f"`--{flag}` is {value:g}, but it must be above 0 and at most 1")
-
-
-def _check_effect(options: Options) -> None:
-    """Raises ConfigError for a flag that would do nothing, as another that it needs was not given."""
-    defaults = Options()
-    for needed, flags in NEEDS.items():
-        has_it = getattr(options, needed[2:].replace("-", "_"))
-        for flag in flags:
-            _need(flag, not has_it and getattr(options, flag) != getattr(defaults, flag), f"`{needed}`")
-    _need("think_time", options.turns == 1 and options.think_time != defaults.think_time, "`--turns`")
-    _need("cv", options.arrivals != "gamma" and options.cv != defaults.cv, "`--arrivals gamma`")
 
 
 def _workload(options: Options) -> Workload:
@@ -260,18 +189,3 @@ def _for_each(flag: str, values: Sequence[T] | None, num: int) -> Sequence[T | N
             hint="give it once for all, or once for each in their order",
         )
     return values if len(values) == num else list(values) * num
-
-
-def _need(flag: str, missing: bool, needed: str) -> None:
-    if missing:
-        raise ConfigError(f"`--{flag.replace('_', '-')}` does nothing without {needed}")
-
-
-def _exclude(what: str, both: bool, instead: str) -> None:
-    if both:
-        raise ConfigError(f"{what} exclude each other", hint=instead)
-
-
-def _at_least_one(flag: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ConfigError(f"`--{flag.replace('_', '-')}` is {value}, but it must be 1 or more")

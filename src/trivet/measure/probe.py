@@ -18,8 +18,8 @@ from trivet.measure.bodies import BodyMaker
 from trivet.measure.messages import Dialect, Setup, Turn
 from trivet.measure.outcomes import Exchange, Outcome
 from trivet.measure.pieces import Form, pieces_from_server, pieces_from_tokenizer, tokenizer_folder
+from trivet.measure.plan import Plan, check_fits
 from trivet.measure.target import ServedModel, Target, ask, choose_model, connected, served_models
-from trivet.measure.workload import Plan, check_fits
 
 PROBE_LEN = 16
 PATHS = {"completions": "completions", "chat": "chat/completions"}

@@ -12,11 +12,12 @@ from trivet.measure.capacity import Capacity, Trial
 from trivet.measure.compare import Ratio
 from trivet.measure.messages import Progress
 from trivet.measure.metrics import QUANTILES, Latency
+from trivet.measure.plan import Plan
 from trivet.measure.probe import Probed
 from trivet.measure.slo import Slo
 from trivet.measure.statistics import Estimate
 from trivet.measure.units import show_seconds
-from trivet.measure.workload import Plan, Workload
+from trivet.measure.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -185,20 +186,27 @@ def _p50_p99(latency: Latency) -> tuple[str, str]:
 
 
 def _amounts(report: RunReport) -> list[str]:
-    figures, whole, wished = report.figures, report.figures.whole, report.workload.rate
-    offered = "" if figures.offered is None or math.isnan(figures.offered) else f" ({figures.offered:.3g}/s offered"
-    offered += f" of {wished:g})" * (wished is not None) or ")" if offered else ""
+    figures, whole = report.figures, report.figures.whole
     lines = [
         f"throughput: {whole.rate(whole.output_tokens):,.1f} output tokens/s, "
         f"{whole.rate(whole.input_tokens):,.1f} input tokens/s, {whole.rate(whole.requests):.3g} requests/s "
         f"over {whole.end_s - whole.begin_s:.1f} s",
-        f"requests: {figures.num_requests:,}{offered} after {report.workload.warmup_s:g} s of warm-up, "
-        f"{figures.num_ok:,} answered",
+        f"requests: {figures.num_requests:,} after {report.workload.warmup_s:g} s of warm-up, "
+        f"{figures.num_ok:,} answered{_offered(report)}",
     ]
     for kind, num in figures.failures.items():
         example = f" ({report.examples[kind]})" if kind in report.examples else ""
         lines.append(f"  {kind}: {num:,}{example}")
     return lines
+
+
+def _offered(report: RunReport) -> str:
+    """The rate that requests were meant to come at, beside the one that was asked for."""
+    offered, load = report.figures.offered, report.workload
+    if offered is None or math.isnan(offered):
+        return ""
+    wished = "" if load.rate is None or load.ramp_to or load.spike else f" of {load.rate:g}"
+    return f"; {offered:.3g}{wished} requests/s offered"
 
 
 def _service(report: RunReport, slo: Slo | None) -> list[str]:

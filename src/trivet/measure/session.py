@@ -19,6 +19,7 @@ from trivet.measure.bench import Bench, RunReport, choose_workers
 from trivet.measure.capacity import Capacity, Trial, find_capacity
 from trivet.measure.compare import Ratio, compare, compare_rates, order_of_rounds
 from trivet.measure.job import BenchJob
+from trivet.measure.plan import plan
 from trivet.measure.probe import Probed, probe
 from trivet.measure.record import capacity_record, header, ratio_record, run_record
 from trivet.measure.report import (
@@ -33,7 +34,7 @@ from trivet.measure.report import (
 from trivet.measure.results import Requests
 from trivet.measure.slo import Slo
 from trivet.measure.workers import Workers
-from trivet.measure.workload import Workload, plan
+from trivet.measure.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -194,23 +195,26 @@ class Session:
                 rounds.append({})
                 for target in order:
                     report = await self._measure(bench, line, workload, self._job.seed + number, target)
-                    if report is None or bench.interrupted:
+                    if report is None:
                         return
                     rounds[-1][target] = report
+                    if bench.interrupted:
+                        return
                     print_round(self._out, number + 1, report, self._targets[target])
         finally:  # what is whole is compared, whatever ended it
             await self._print_rounds(rounds)
 
     async def _print_rounds(self, rounds: Sequence[dict[int, RunReport]]) -> None:
         """The last run of each target, and the ratios over the rounds in which the client kept up with both."""
-        for target, probed in enumerate(self._targets):
-            for reports in [r for r in rounds if target in r][-1:]:
-                print_run(self._out, reports[target], probed, self._job.slo)
+        last = {target: report for reports in rounds for target, report in reports.items()}
+        for target, report in sorted(last.items()):
+            print_run(self._out, report, self._targets[target], self._job.slo)
         for target in range(1, len(self._targets)):
-            both = [(r[0], r[target]) for r in rounds if {0, target} <= r.keys()]
-            a, b = ([pair[i] for pair in both if not any(r.client.problems for r in pair)] for i in (0, 1))
-            if not a:
+            pairs = [(r[0], r[target]) for r in rounds if {0, target} <= r.keys()]
+            pairs = [pair for pair in pairs if all(map(is_comparable, pair))]
+            if not pairs:
                 continue
+            a, b = zip(*pairs, strict=True)
             rng = np.random.default_rng(self._job.seed)
             ratios = await asyncio.to_thread(compare, [counted(r) for r in a], [counted(r) for r in b], rng)
             ratios += compare_rates([r.figures for r in a], [r.figures for r in b])
@@ -231,6 +235,11 @@ def trial_of(report: RunReport, rate: float, slo: Slo, *, confirming: bool) -> T
         is_valid=not report.client.problems,
         is_confirmation=confirming,
     )
+
+
+def is_comparable(report: RunReport) -> bool:
+    """Whether the run is whole and its client kept up; a target that answered nothing is one that can be compared."""
+    return not (report.interrupted or report.client.problems)
 
 
 def counted(report: RunReport) -> Requests:
