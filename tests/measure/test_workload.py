@@ -64,9 +64,10 @@ def test_a_closed_loop_has_no_times() -> None:
 def test_the_rate_counts_the_requests_of_chats() -> None:
     planned = plan(Workload(rate=30.0, duration_s=20.0, turns=3, think_s=0.5), 0)
     assert planned.num_requests == pytest.approx(600, rel=0.2)
-    assert {len(job.turns) for job in planned.jobs} == {3}
+    whole = [job for job in planned.jobs if job.turns[0].at_s < 19]
+    assert {len(job.turns) for job in whole} == {3}
     assert [turn.think_s for turn in planned.jobs[0].turns] == [0.0, 0.5, 0.5]
-    assert [b.index - a.index for a, b in pairwise(planned.jobs)] == [3] * (len(planned.jobs) - 1)
+    assert [b.index - a.index for a, b in pairwise(whole)] == [3] * (len(whole) - 1)
 
 
 def test_turns_that_cannot_be_due_before_the_end_are_left_out() -> None:

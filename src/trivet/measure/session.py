@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trivet.errors import ConfigError, TrivetError
+from trivet.errors import ConfigError
 from trivet.measure.bench import Bench, RunReport, choose_workers
 from trivet.measure.capacity import Capacity, Trial, find_capacity
 from trivet.measure.compare import Ratio, compare, compare_rates, order_of_rounds
@@ -105,8 +105,8 @@ class Session:
                 await {"run": self._run, "sweep": self._run, "capacity": self._search, "compare": self._compare}[
                     job.kind
                 ](bench, line)
-            except TrivetError as error:
-                self.error = error.message
+            except BaseException as error:
+                self.error = str(error) or type(error).__name__
                 raise
             finally:
                 self.interrupted = bench.interrupted
