@@ -163,7 +163,9 @@ def print_comparison(console: Console, name_a: str, name_b: str, ratios: Sequenc
     for r in ratios:
         show = SHOWN[r.kind]
         label = r.name.upper().replace(" P", " p") if r.kind == "time" else r.name
-        table.add_row(label, show(r.a), show(r.b), f"{r.ratio:.3f}", f"{r.low:.3f} to {r.high:.3f}", r.verdict)
+        known = not math.isnan(r.ratio)
+        ratio, interval = (f"{r.ratio:.3f}", f"{r.low:.3f} to {r.high:.3f}") if known else ("-", "-")
+        table.add_row(label, show(r.a), show(r.b), ratio, interval, r.verdict)
     console.print(table, highlight=False)
 
 
