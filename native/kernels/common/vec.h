@@ -85,6 +85,18 @@ TRIVET_INLINE vf exp2(const vf& x) {
   const vf y = as_float((vi)((vu)as_int(p) + ((vu)as_int(shifted) << 23)));
   return x < -126.0f ? vf{} : y;
 }
+// 2^x for the weights of attention, which are rounded to bf16: for x <= 0, relative error below 1.1e-4; exactly 1 at 0,
+// exactly 0 at -127 and below; a denormal (0 to all who read it) between -127 and -126; NaN stays NaN.
+TRIVET_INLINE vf exp2_of_weight(const vf& x) {
+  const vf bottom = splat(-127.0f);
+  const vf cut = bottom > x ? bottom : x;
+  const vf shifted = cut + 12582912.0f;
+  const vf r = cut - (shifted - 12582912.0f);
+  vf p = r * 5.50089628e-2f + 2.42211036e-1f;
+  p = p * r + 6.93282962e-1f;
+  p = p * r + 1.0f;
+  return as_float((vi)((vu)as_int(p) + ((vu)as_int(shifted) << 23)));
+}
 constexpr float kLog2E = 1.44269504f;
 TRIVET_INLINE vf exp(const vf& x) { return exp2(min(x * kLog2E, splat(126.0f))); }  // cut: never infinite
 
