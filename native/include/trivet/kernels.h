@@ -141,7 +141,7 @@ struct Kernels {
   // See HeadTurn; as f32, or rounded to bf16.
   void (*turn)(const HeadTurn& head, float* out);
   void (*turn_bf16)(const HeadTurn& head, uint16_t* out);
-  // x[i] / sum for the head's row, written as bf16 [p].
+  // x[i] (1 / sum) for the head's row, written as bf16 [p].
   void (*divide)(const float* x, float sum, size_t p, uint16_t* out);
   WriteKvFn write_kv;
 };

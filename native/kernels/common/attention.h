@@ -120,10 +120,10 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
       for (size_t j = 16; j < seen; j += 16) m = max(m, load(row + j));
       const float step_max = max_lane(m);
       const float old_max = row_max[r], new_max = old_max > step_max ? old_max : step_max;
-      const float a = old_max == new_max ? 1.0f : exp2_of_weight(splat((old_max - new_max) * c))[0];
+      const float a = old_max == new_max ? 1.0f : exp2(splat((old_max - new_max) * c))[0];
       vf total{};
       for (size_t j = 0; j < seen; j += 16) {
-        vf e = exp2_of_weight((load(row + j) - new_max) * c);
+        vf e = exp2((load(row + j) - new_max) * c);
         total = total + e;
         if (kv.int8) e = e * load(value_scale + j);
         store_bf16_quick(wr + j, e);

@@ -108,11 +108,12 @@ void turn(const HeadTurn& h, Out* out) {
 }
 
 void divide(const float* x, float sum, size_t p, uint16_t* out) {
+  const float inverse = 1.0f / sum;
   size_t i = 0;
-  for (; i + 16 <= p; i += 16) store_bf16(out + i, load(x + i) / sum);
+  for (; i + 16 <= p; i += 16) store_bf16_quick(out + i, load(x + i) * inverse);
   if (i == p) return;
   uint16_t last[16];
-  store_bf16(last, load_first(x + i, p - i) / sum);
+  store_bf16_quick(last, load_first(x + i, p - i) * inverse);
   std::memcpy(out + i, last, 2 * (p - i));
 }
 
