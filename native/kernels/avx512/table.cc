@@ -9,12 +9,14 @@ namespace trivet {
 namespace {
 
 struct Chain {
-  // c[r, 0..15] = sum over i < num of a[r, i*32 ..] . b[i]; four rows at a time share each load of b.
+  // Four rows at a time share each load of b.
+  template <bool kAdd>
   static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb, float* c,
                     size_t ldc) {
     const __m512i high = _mm512_set1_epi32(int32_t(0xffff0000));
     for (size_t r = 0; r < rows; r += 4) {
-      __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+      __m512 acc[4];
+      for (int t = 0; t < 4; ++t) acc[t] = kAdd ? _mm512_loadu_ps(c + (r + t) * ldc) : _mm512_setzero_ps();
       for (size_t i = 0; i < num; ++i) {
         __m512 even[4], odd[4];
         for (int t = 0; t < 4; ++t) even[t] = odd[t] = _mm512_setzero_ps();
