@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,16 @@ class Server:
     ready: dict[str, Any]  # what it said when it was ready
 
 
+def serve(*args: str) -> AbstractContextManager[Server]:
+    """`trivet serve ARGS` on a free port, as `started` does."""
+    return started([*trivet_command(), "serve", *args, "--port", "0", "--json"])
+
+
 @contextmanager
-def serve(*args: str) -> Iterator[Server]:
-    """`trivet serve ARGS` on a free port; ends it after the block. RuntimeError if it ends before it is ready."""
+def started(command: list[str]) -> Iterator[Server]:
+    """A command that prints what `trivet serve --json` does; ends it after the block. RuntimeError if it ends before
+    it is ready."""
     started_s = time.perf_counter()
-    command = [*trivet_command(), "serve", *args, "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout

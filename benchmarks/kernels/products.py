@@ -3,10 +3,10 @@
     python -m benchmarks.kernels.products --shapes qwen3-0.6b --rows 1,16,128,512 --json
 
 One core for each side. Weights come from memory, as in a step: each call takes the next of --mb megabytes of matrices.
-Both give bf16; int8 has int8 activations with a scale (a row here, the tensor in torch), int4 has groups of 32 here and bf16
-activations in torch. `error` is the relative distance of our output to the float64 product of the unquantized
-operands, which bounds what a fast wrong kernel could hide. Rounds alternate all sides; `value` is torch's time over ours,
-`tiers` the ladder: microseconds of every tier on the same work.
+Both give bf16; int8 has int8 activations with a scale (a row here, the tensor in torch), int4 has groups of 32 here and
+bf16 activations in torch. `error` is the relative distance of our output to the float64 product of the unquantized
+operands, which bounds what a fast wrong kernel could hide. Rounds alternate all sides; `value` is torch's time over
+ours, `tiers` the ladder: microseconds of every tier on the same work.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ def measure(name: str, shape: tuple[int, int], kind: str, rows: int, args: argpa
     value, spread = median_and_spread([b / a for a, b in zip(times[best], times["torch"], strict=True)])
     return {
         "bench": f"kernels.{name}", "kind": kind, "n": n, "k": k, "rows": rows, "value": round(value, 3),
-        "spread": round(spread, 3), "unit": "torch/ours", "us": round(us, 1), "torch_us": round(median(times["torch"]), 1),
+        "spread": round(spread, 3), "unit": "torch/ours", "us": round(us, 1),
+        "torch_us": round(median(times["torch"]), 1),
         "gb_per_s": round(num_bytes / us / 1e3, 2), "tops": round(2e-6 * n * k * rows / us, 3),
         "error": round(ours.error(x.astype(np.float64) @ w.astype(np.float64).T), 5),
         "tiers": {isa: round(median(times[isa]), 1) for isa in tiers}, "isa": best, "torch": torch.__version__,

@@ -1,14 +1,17 @@
 """Our load generator beside guidellm's, on the same server and the same load: do their figures agree?
 
     python -m venv /tmp/peers && /tmp/peers/bin/pip install guidellm
+    python -m benchmarks.peers.load_generators --guidellm /tmp/peers/bin/guidellm --json
     python -m benchmarks.peers.load_generators --guidellm /tmp/peers/bin/guidellm --model demo --json
 
-One server; the two take turns, forwards and backwards, --rounds times. Both send --requests completions at a constant
-rate, streamed, with prompts of --prompt tokens and answers of --output tokens (`ignore_eos`), and take tokens from the
-server's usage. guidellm's "inter token latency" is one number a request: what we call TPOT. Its latencies begin when
-it sends, ours when the request should be sent: `lag_p99_s` is by how much ours was late, at p99 of its worst run.
-A run of ours that is invalid by its own account is made again. `value` is the ratio of ours to theirs, each the median
-over the rounds; the last record is the worst deviation of all from 1, and whether it is within 3 %.
+One server: paced_server.py, which keeps a schedule whatever its clients do, or with --model a real one, which loses
+what its clients take of the processor. The two take turns, forwards and backwards, --rounds times. Both send
+--requests completions at a constant rate, streamed, with prompts of --prompt tokens and answers of --output
+(`ignore_eos`), and take tokens from the server's usage. guidellm's "inter token latency" is one number a request:
+what we call TPOT. Its latencies begin when it sends, ours when the request should be sent: `lag_p99_s` is by how much
+ours was late, at p99 of its worst run. A run of ours that is invalid by its own account is made again. `value` is the
+ratio of ours to theirs, each the median over the rounds; the last record is the worst deviation of all from 1, and
+whether it is within 3 %.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -24,7 +28,7 @@ from typing import Any
 
 import trivet
 from benchmarks.record import Record, environment, show
-from benchmarks.server_process import Server, serve, trivet_command
+from benchmarks.server_process import Server, serve, started, trivet_command
 
 # our name -> guidellm's, and what makes seconds of its unit
 LATENCIES = {
@@ -45,7 +49,7 @@ def run_ours(server: Server, args: argparse.Namespace, seed: int) -> Figures:
         command = [
             *trivet_command(), "bench", server.url, "--rate", str(args.rate), "--arrivals", "constant", "--requests",
             str(args.requests), "--warmup", "0", "--input-tokens", str(args.prompt), "--output-tokens",
-            str(args.output), "--seed", str(seed * ATTEMPTS + attempt), "--json",
+            str(args.output), "--seed", str(seed * ATTEMPTS + attempt), "--tokenizer", str(args.tokenizer), "--json",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not done.stdout:
@@ -102,7 +106,7 @@ def compare(ours: list[Figures], theirs: list[Figures], args: argparse.Namespace
     """A record for each figure, and one for the worst of them."""
     shared = {
         "unit": "ours/guidellm", "rate": args.rate, "requests": args.requests, "prompt": args.prompt,
-        "output": args.output, "model": Path(args.model).name, "lag_p99_s": max(run[LAG] for run in ours),
+        "output": args.output, "model": Path(args.model or "paced").name, "lag_p99_s": max(run[LAG] for run in ours),
         **environment(),
     }  # fmt: skip
     records: list[Record] = []
@@ -127,7 +131,7 @@ def compare(ours: list[Figures], theirs: list[Figures], args: argparse.Namespace
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guidellm", required=True, help="its command, in an environment of its own")
-    parser.add_argument("--model", default="demo", help="a bundled model, or a checkpoint folder")
+    parser.add_argument("--model", help="a bundled model, or a checkpoint folder; without it, the paced server")
     parser.add_argument("--rate", type=float, default=5.0)
     parser.add_argument("--requests", type=int, default=150, help="of each run")
     parser.add_argument("--prompt", type=int, default=128)
@@ -135,11 +139,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    bundled = Path(trivet.__file__).parent / "bundled" / args.model
-    args.tokenizer = bundled if bundled.is_dir() else Path(args.model)
+    bundled = Path(trivet.__file__).parent / "bundled"
+    args.tokenizer = bundled / (args.model or "demo")
+    if not args.tokenizer.is_dir():
+        args.tokenizer = Path(args.model)
+    paced = [sys.executable, "-m", "benchmarks.peers.paced_server", str(args.tokenizer)]
     ours: list[Figures] = []
     theirs: list[Figures] = []
-    with serve(args.model) as server:
+    with serve(args.model) if args.model else started(paced) as server:
         for number in range(args.rounds):
             turns = [(run_ours, ours), (run_guidellm, theirs)]
             for run, runs in turns if number % 2 == 0 else turns[::-1]:

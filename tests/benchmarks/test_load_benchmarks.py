@@ -13,8 +13,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.peers import load_generators
+from benchmarks.peers import load_generators, paced_server
 from benchmarks.server import azure_windows
+from benchmarks.server_process import started
+
+import trivet
 
 TRACE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:03.9799600,480,16
@@ -116,7 +119,7 @@ def test_a_run_that_is_invalid_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
         return subprocess.CompletedProcess(command, 0 if is_valid else 1, json.dumps({"runs": [record]}), "late")
 
     monkeypatch.setattr(load_generators.subprocess, "run", run)
-    args = argparse.Namespace(rate=5.0, requests=10, prompt=8, output=8)
+    args = argparse.Namespace(rate=5.0, requests=10, prompt=8, output=8, tokenizer=Path("t"))
     server = argparse.Namespace(url="http://h")
     assert load_generators.run_ours(server, args, 1)["answered"] == 7  # type: ignore[arg-type]
     assert len(set(seeds)) == 2, "other words: the first ones may be cached"
@@ -125,3 +128,14 @@ def test_a_run_that_is_invalid_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RuntimeError, match="ended with 1"):
         load_generators.run_ours(server, args, 1)  # type: ignore[arg-type]
     assert len(seeds) == load_generators.ATTEMPTS
+
+
+def test_the_paced_server_keeps_its_schedule(cache_dir: Path) -> None:
+    tokenizer = Path(trivet.__file__).parent / "bundled" / "demo"
+    args = argparse.Namespace(rate=5.0, requests=5, prompt=16, output=5, tokenizer=tokenizer)
+    command = [sys.executable, "-m", "benchmarks.peers.paced_server", str(tokenizer)]
+    with started(command) as server:
+        figures = load_generators.run_ours(server, args, 1)
+    assert figures["answered"] == 5
+    assert paced_server.TTFT_S[2] <= figures["ttft p50"] < paced_server.TTFT_S[2] + 0.2
+    assert abs(figures["tpot p50"] / paced_server.ITL_S - 1) < 0.5
