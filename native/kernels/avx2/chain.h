@@ -9,17 +9,17 @@
 namespace trivet {
 namespace {
 
-// Six rows at most: their even and odd sums of eight columns fill twelve of the sixteen registers.
+// Six rows at most: their even and odd sums of eight columns fill twelve of the sixteen registers (linear.cc is alike).
 constexpr size_t kMostRows = 6;
 
-// Cuts `num` rows into runs of at most kMostRows that differ by one at most, and calls f(first, length) for each.
+// Cuts `num` rows into runs of at most kMostRows that differ by one at most, and calls f(first, length, run, runs) for each.
 template <class F>
 TRIVET_INLINE void for_runs(size_t num, F&& f) {
-  size_t begin = 0;
-  for (size_t left = (num + kMostRows - 1) / kMostRows; left > 0; --left) {
-    const size_t length = (num - begin + left - 1) / left;
-    f(begin, length);
-    begin += length;
+  const size_t runs = (num + kMostRows - 1) / kMostRows;
+  for (size_t run = 0, first = 0; run < runs; ++run) {
+    const size_t length = (num - first + runs - run - 1) / (runs - run);
+    f(first, length, run, runs);
+    first += length;
   }
 }
 
@@ -32,43 +32,48 @@ TRIVET_INLINE void widen(const uint16_t* x, size_t num, float* out) {  // num: a
 
 // c[r, 8 q ..] = sum over i < num, in order, of (even + odd) for R rows and 8 Q columns, where even and odd are the sums
 // over j < 16 of a[r, 32 i + 2 j] or a[r, 32 i + 2 j + 1] times the pairs at(i, j, q), eight of them.
+//
+// Lanes hold even and odd sums by turns, as memory holds the factors: widening takes one instruction for eight of them,
+// on a port that does not multiply, and a pair of a row's numbers is one load.
 template <int R, int Q, class At>
 TRIVET_INLINE void chain(const float* a, size_t lda, At&& at, size_t num, float* c, size_t ldc) {
-  const __m256i high = _mm256_set1_epi32(int32_t(0xffff0000));
+  const __m256i zero = _mm256_setzero_si256();
   __m256 acc[R][Q];
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int q = 0; q < Q; ++q) acc[r][q] = _mm256_setzero_ps();
   for (size_t i = 0; i < num; ++i) {
-    __m256 even[R][Q], odd[R][Q];
+    __m256 left[R][Q], right[R][Q];  // columns 0 1 4 5 and 2 3 6 7
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q) even[r][q] = odd[r][q] = _mm256_setzero_ps();
+      for (int q = 0; q < Q; ++q) left[r][q] = right[r][q] = _mm256_setzero_ps();
+#pragma GCC unroll 16
     for (int j = 0; j < 16; ++j) {
-      __m256 we[Q], wo[Q];
+      __m256 wl[Q], wr[Q];
 #pragma GCC unroll 4
       for (int q = 0; q < Q; ++q) {
         const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at(i, j, q)));
-        we[q] = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
-        wo[q] = _mm256_castsi256_ps(_mm256_and_si256(v, high));
+        wl[q] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, v));
+        wr[q] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, v));
       }
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) {
-        const float* x = a + r * lda + 32 * i + 2 * j;
-        const __m256 xe = _mm256_broadcast_ss(x), xo = _mm256_broadcast_ss(x + 1);
+        double pair;
+        __builtin_memcpy(&pair, a + r * lda + 32 * i + 2 * j, 8);
+        const __m256 x = _mm256_castpd_ps(_mm256_set1_pd(pair));
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) {
-          even[r][q] = _mm256_fmadd_ps(we[q], xe, even[r][q]);
-          odd[r][q] = _mm256_fmadd_ps(wo[q], xo, odd[r][q]);
+          left[r][q] = _mm256_fmadd_ps(wl[q], x, left[r][q]);
+          right[r][q] = _mm256_fmadd_ps(wr[q], x, right[r][q]);
         }
       }
     }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int q = 0; q < Q; ++q) acc[r][q] = _mm256_add_ps(acc[r][q], _mm256_add_ps(even[r][q], odd[r][q]));
+      for (int q = 0; q < Q; ++q) acc[r][q] = _mm256_add_ps(acc[r][q], _mm256_hadd_ps(left[r][q], right[r][q]));
   }
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r)

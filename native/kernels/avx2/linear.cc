@@ -17,13 +17,31 @@
 namespace trivet::avx2 {
 namespace {
 
-constexpr size_t kPrefetch = 4096;  // bytes ahead in each stream
+// What a block asks for ahead of time while it runs through its panels, in two streams, since one does not fill the
+// memory's queue. One row runs through two panels once, at the speed of memory: each stream a little ahead of itself.
+// More rows run through each panel several times, so there each time brings a share of the next two panels into L2.
+struct Ahead {
+  const uint8_t *first, *second;
+  size_t step, panel_bytes;
 
-// Asks for the place kPrefetch bytes ahead in a stream of panels of which every `streams`-th is read.
-TRIVET_INLINE void prefetch(const void* panel, size_t at, size_t panel_bytes, size_t streams) {
-  const size_t ahead = at + kPrefetch;
-  _mm_prefetch(static_cast<const char*>(panel) + ahead + (ahead < panel_bytes ? 0 : (streams - 1) * panel_bytes), _MM_HINT_T0);
-}
+  static Ahead self(const uint8_t* panels, size_t panel_bytes) { return {panels, panels + panel_bytes, 64, panel_bytes}; }
+  static Ahead share(const uint8_t* next, size_t panel_bytes, size_t part, size_t parts) {
+    const uint8_t* from = next + panel_bytes / parts * part;
+    return {from, from + panel_bytes, 64 / parts, panel_bytes};
+  }
+  // For each line of a block of Q times 8 outputs; odd: line % 2.
+  template <int Q>
+  [[gnu::always_inline]] inline void at(size_t line, bool odd) const {
+    if (Q > 2) {
+      constexpr size_t kNear = 4096;
+      const size_t near = 64 * line + kNear, place = near + (near < panel_bytes ? 0 : panel_bytes);
+      _mm_prefetch(reinterpret_cast<const char*>(first + place), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(second + place), _MM_HINT_T0);
+    } else {  // each stream at every other line
+      _mm_prefetch(reinterpret_cast<const char*>((odd ? second : first) + line * step), _MM_HINT_T1);
+    }
+  }
+};
 
 TRIVET_INLINE __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 TRIVET_INLINE __m128i load128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
@@ -36,6 +54,19 @@ TRIVET_INLINE __m256i broadcast64(const void* p) {
   int64_t v;
   __builtin_memcpy(&v, p, 8);
   return _mm256_set1_epi64x(v);
+}
+
+// acc + the sums of two products of 16-bit numbers, or of unsigned by signed bytes. In assembly, since GCC 12 computes all
+// products of a step before it adds them, and keeps the sums in memory for want of registers.
+TRIVET_INLINE __m256i add_products16(__m256i acc, __m256i a, __m256i b) {
+  __m256i products;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(products) : "x"(a), "x"(b));
+  return acc;
+}
+TRIVET_INLINE __m256i add_products8(__m256i acc, __m256i u, __m256i s) {
+  __m256i products;
+  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(products) : "x"(u), "x"(s));
+  return acc;
 }
 
 constexpr size_t kLd = 32;  // sums of one row of a block: two panels
@@ -60,7 +91,7 @@ class I8 {
   }
 
   template <int R, int Q>
-  void block(size_t panel, size_t half, size_t row, int32_t* sums) const {
+  void block(size_t panel, size_t half, size_t row, const Ahead& ahead, int32_t* sums) const {
     constexpr int kParts = 2 * Q;  // of four outputs, each with two sums: of k 0 and 1 of every four, and of 2 and 3
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
@@ -70,20 +101,25 @@ class I8 {
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
       for (int p = 0; p < kParts; ++p) acc[r][p] = _mm256_setzero_si256();
-    for (size_t k = 0; k < w_.kp; k += 4) {
-      __m256i u[R];
+    for (size_t line = 0; line < w_.kp / 4; line += 2)
+#pragma GCC unroll 2
+      for (size_t odd = 0; odd < 2; ++odd) {
+        const auto weights = [&](int p) {
+          return _mm256_cvtepi8_epi16(load128(codes + size_t(p / 4) * panel_bytes + 64 * (line + odd) + 16 * (p % 4)));
+        };
+        ahead.at<Q>(line + odd, odd);
+        __m256i v[kParts];
+        if constexpr (R > 1) {
 #pragma GCC unroll 8
-      for (int p = 0; p < kParts; ++p) {
-        const uint8_t* stream = codes + p / 4 * panel_bytes;
-        if (p % 4 == 0) prefetch(stream, 16 * k, panel_bytes, (Q + 1) / 2);
-        const __m256i v = _mm256_cvtepi8_epi16(load128(stream + 16 * k + 16 * (p % 4)));
+          for (int p = 0; p < kParts; ++p) v[p] = weights(p);
+        }
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-          if (p == 0) u[r] = broadcast64(x + r * ld_ + k);
-          acc[r][p] = _mm256_add_epi32(acc[r][p], _mm256_madd_epi16(u[r], v));
+          const __m256i u = broadcast64(x + r * ld_ + 4 * (line + odd));
+#pragma GCC unroll 8
+          for (int p = 0; p < kParts; ++p) acc[r][p] = add_products16(acc[r][p], u, R > 1 ? v[p] : weights(p));
         }
       }
-    }
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -112,23 +148,23 @@ class I4 {
   void prepare(size_t row, size_t num) {
     rows_ = static_cast<const int8_t*>(x_.data) + row * x_.kp;
     const __m256i ones = _mm256_set1_epi8(1);
-    for (size_t i = 0; i < num * groups_; ++i) {
-      const __m256i pairs = _mm256_maddubs_epi16(ones, load256(rows_ + 32 * i));
-      __m128i s = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-      s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4E));
-      s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xB1));
-      starts_[i] = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_slli_epi16(s, 3)));
-    }
+    for (size_t r = 0; r < num; ++r)
+      for (size_t g = 0; g < groups_; ++g) {
+        const __m256i pairs = _mm256_maddubs_epi16(ones, load256(rows_ + r * x_.kp + 32 * g));
+        __m128i s = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4E));
+        s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xB1));
+        starts_[g * kRowsAtOnce + r] = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_slli_epi16(s, 3)));
+      }
   }
 
   template <int R, int Q>
-  void block(size_t panel, size_t half, size_t row, int32_t* sums) const {
-    constexpr size_t kStreams = (Q + 1) / 2;
+  void block(size_t panel, size_t half, size_t row, const Ahead& ahead, int32_t* sums) const {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
     const uint8_t* multipliers = w_.multipliers + panel * (w_.kp / 2) + 8 * half;
     const int8_t* x = rows_ + row * x_.kp;
-    const int32_t* starts = starts_ + row * groups_;
+    const int32_t* starts = starts_ + row;
     const __m256i low = _mm256_set1_epi8(15);
     const __m256i to_pairs = _mm256_setr_epi8(0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,  //
                                               4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1);
@@ -144,14 +180,14 @@ class I4 {
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-          for (int q = 0; q < Q; ++q) part[r][q] = broadcast32(starts + r * groups_ + k / 32 + h);
+          for (int q = 0; q < Q; ++q) part[r][q] = broadcast32(starts + (k / 32 + h) * kRowsAtOnce + r);
 #pragma GCC unroll 8
         for (int j = 0; j < 8; ++j) {
+          if (h == 0) ahead.at<Q>(k / 8 + j, j % 2);
           __m256i n[Q];
 #pragma GCC unroll 4
           for (int q = 0; q < Q; ++q) {
             const uint8_t* stream = codes + q / 2 * panel_bytes;
-            if (h == 0 && q % 2 == 0) prefetch(stream, 8 * k + 64 * j, panel_bytes, kStreams);
             const __m256i v = load256(stream + 8 * k + 64 * j + 32 * (q % 2));
             n[q] = _mm256_and_si256(h ? _mm256_srli_epi16(v, 4) : v, low);
           }
@@ -159,7 +195,7 @@ class I4 {
           for (int r = 0; r < R; ++r) {
             const __m256i u = broadcast32(x + r * x_.kp + k + 32 * h + 4 * j);
 #pragma GCC unroll 4
-            for (int q = 0; q < Q; ++q) part[r][q] = _mm256_add_epi16(part[r][q], _mm256_maddubs_epi16(n[q], u));
+            for (int q = 0; q < Q; ++q) part[r][q] = add_products8(part[r][q], n[q], u);
           }
         }
 #pragma GCC unroll 4
@@ -167,7 +203,7 @@ class I4 {
           const uint8_t* at = multipliers + q / 2 * (w_.kp / 2) + k / 2 + 16 * h + 8 * (q % 2);
           const __m256i m = _mm256_shuffle_epi8(broadcast64(at), to_pairs);
 #pragma GCC unroll 6
-          for (int r = 0; r < R; ++r) acc[r][q] = _mm256_add_epi32(acc[r][q], _mm256_madd_epi16(part[r][q], m));
+          for (int r = 0; r < R; ++r) acc[r][q] = add_products16(acc[r][q], part[r][q], m);
         }
       }
     }
@@ -181,7 +217,7 @@ class I4 {
   const Linear& w_;
   const Rows& x_;
   const int8_t* rows_ = nullptr;
-  int32_t* starts_;  // [kRowsAtOnce][groups_]: two 16-bit numbers each, -8 sum x over k 0 and 1 of every four, and 2 and 3
+  int32_t* starts_;  // [groups_][kRowsAtOnce]: two 16-bit numbers each, -8 sum x over k 0 and 1 of every four, and 2 and 3
   size_t groups_;
 };
 
@@ -199,14 +235,12 @@ class Bf16 {
   }
 
   template <int R, int Q>
-  void block(size_t panel, size_t half, size_t row, float* sums) const {
+  void block(size_t panel, size_t half, size_t row, const Ahead& ahead, float* sums) const {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
-    auto at = [&](size_t i, int j, int q) {
-      const uint8_t* stream = codes + size_t(q / 2) * panel_bytes;
-      const size_t line = 1024 * i + 64 * size_t(j);
-      if (q % 2 == 0) prefetch(stream, line, panel_bytes, (Q + 1) / 2);
-      return stream + line + 32 * size_t(q % 2);
+    const auto at = [&](size_t i, int j, int q) {
+      if (q == 0) ahead.at<Q>(16 * i + size_t(j), j % 2);
+      return codes + size_t(q / 2) * panel_bytes + 1024 * i + 64 * size_t(j) + 32 * size_t(q % 2);
     };
     chain<R, Q>(wide_ + row * ld_, ld_, at, w_.kp / 32, sums, kLd);
   }
@@ -218,20 +252,24 @@ class Bf16 {
   size_t ld_;
 };
 
-// R prepared rows, from x's `row` on, against one panel or two.
+// R prepared rows, from x's `row` on, against one panel or two: the run-th run of rows of `runs` to do so.
 template <class Kind, int R>
 void rows_by_panels(const Kind& kind, const Linear& w, const Rows& x, size_t row, size_t prepared, size_t panel,
-                    size_t panels, const Output& out) {
+                    size_t panels, size_t run, size_t runs, const Output& out) {
   alignas(64) typename Kind::Sum sums[R * kLd];
+  constexpr size_t kParts = R == 1 ? 1 : R == 2 ? 2 : 4;  // blocks that two panels are cut into
+  const uint8_t* next = w.codes + (panel + 2) * w.panel_bytes();
+  const auto ahead = [&](size_t part) { return Ahead::share(next, w.panel_bytes(), kParts * run + part, kParts * runs); };
   if constexpr (R == 1) {
     if (panels == 2)
-      kind.template block<1, 4>(panel, 0, prepared, sums);
+      kind.template block<1, 4>(panel, 0, prepared, Ahead::self(w.codes + panel * w.panel_bytes(), w.panel_bytes()), sums);
     else
-      kind.template block<1, 2>(panel, 0, prepared, sums);
+      kind.template block<1, 2>(panel, 0, prepared, ahead(0), sums);
   } else if constexpr (R == 2) {
-    for (size_t p = 0; p < panels; ++p) kind.template block<2, 2>(panel + p, 0, prepared, sums + 16 * p);
+    for (size_t p = 0; p < panels; ++p) kind.template block<2, 2>(panel + p, 0, prepared, ahead(p), sums + 16 * p);
   } else {
-    for (size_t h = 0; h < 2 * panels; ++h) kind.template block<R, 1>(panel + h / 2, h % 2, prepared, sums + 8 * h);
+    for (size_t h = 0; h < 2 * panels; ++h)
+      kind.template block<R, 1>(panel + h / 2, h % 2, prepared, ahead(h), sums + 8 * h);
   }
   for (int r = 0; r < R; ++r) {
     if (out.epilogue == Epilogue::kSiluMul)
@@ -259,7 +297,9 @@ void linear(const Linear& w, const Rows& x, size_t begin, size_t end, const Outp
       kind.prepare(row, num);
       for (size_t p = first; p < last; p += 2) {
         const size_t panels = std::min<size_t>(last - p, 2);
-        for_runs(num, [&](size_t at, size_t length) { by_rows[length - 1](kind, w, x, row + at, at, p, panels, out); });
+        for_runs(num, [&](size_t at, size_t length, size_t run, size_t runs) {
+          by_rows[length - 1](kind, w, x, row + at, at, p, panels, run, runs, out);
+        });
       }
     }
   }

@@ -11,7 +11,7 @@ template <class At>
 TRIVET_INLINE void tile(size_t rows, const float* a, size_t lda, At&& at, size_t num, float* c, size_t ldc) {
   const auto both = [&](size_t i, int j, int q) { return at(i, j) + 16 * q; };
   const auto right = [&](size_t i, int j, int) { return at(i, j) + 16; };
-  for_runs(rows, [&](size_t r, size_t length) {
+  for_runs(rows, [&](size_t r, size_t length, size_t, size_t) {
     const float* x = a + r * lda;
     float* y = c + r * ldc;
     switch (length) {

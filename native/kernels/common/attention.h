@@ -22,8 +22,8 @@ TRIVET_INLINE void widen(const int8_t* in, uint16_t* out) {
   for (int h = 0; h < 2; ++h) {
     vb b;
     __builtin_memcpy(&b, in + 16 * h, 16);
-    const vf f = __builtin_convertvector(__builtin_convertvector(b, vi), vf);
-    const vh v = __builtin_convertvector((vu)as_int(f) >> 16, vh);
+    const vf f = to_float(widened(b));
+    const vh v = low_halves((vu)as_int(f) >> 16);
     __builtin_memcpy(out + 16 * h, &v, 32);
   }
 }
@@ -109,9 +109,9 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
         vf v = load(row + j);
         if (kv.int8) store(row + j, v = v * load(key_scale + j));
         if (int64_t(j) + 16 > visible) {
-          const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+          static constexpr int32_t kLane[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
           const int64_t left = visible - int64_t(j);
-          store(row + j, v = lane < int32_t(left < 0 ? 0 : left) ? v : splat(-__builtin_inff()));
+          store(row + j, v = select(load(kLane) < int32_t(left < 0 ? 0 : left), v, splat(-__builtin_inff())));
         }
         m = max(m, v);
       }
