@@ -128,7 +128,8 @@ Tiers& tiers() {
 bool cpu_has_avx2() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);  // f16c
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (c >> 29 & 1);  // f16c
 }
 
 bool cpu_has_avx512() {

@@ -10,36 +10,23 @@
 // of weights keep more loads in flight than one does.
 #include <algorithm>
 
-#include "kernels/avx2/chain.h"
+#include "kernels/avx2/unit.h"
+#include "kernels/common/ahead.h"
 #include "kernels/common/epilogue.h"
 #include "kernels/tables.h"
 
 namespace trivet::avx2 {
 namespace {
 
-// What a block asks for ahead of time while it runs through its panels, in two streams, since one does not fill the
-// memory's queue. One row runs through two panels once, at the speed of memory: each stream a little ahead of itself.
-// More rows run through each panel several times, so there each time brings a share of the next two panels into L2.
-struct Ahead {
-  const uint8_t *first, *second;
-  size_t step, panel_bytes;
-
-  static Ahead self(const uint8_t* panels, size_t panel_bytes) { return {panels, panels + panel_bytes, 64, panel_bytes}; }
-  static Ahead share(const uint8_t* next, size_t panel_bytes, size_t part, size_t parts) {
-    const uint8_t* from = next + panel_bytes / parts * part;
-    return {from, from + panel_bytes, 64 / parts, panel_bytes};
-  }
-  // For each line of a block of Q times 8 outputs; odd: line % 2.
-  template <int Q>
-  [[gnu::always_inline]] inline void at(size_t line, bool odd) const {
-    if (Q > 2) {
-      constexpr size_t kNear = 4096;
-      const size_t near = 64 * line + kNear, place = near + (near < panel_bytes ? 0 : panel_bytes);
-      _mm_prefetch(reinterpret_cast<const char*>(first + place), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(second + place), _MM_HINT_T0);
-    } else {  // each stream at every other line
-      _mm_prefetch(reinterpret_cast<const char*>((odd ? second : first) + line * step), _MM_HINT_T1);
-    }
+// One row runs through two panels once, at the speed of memory: each of the two streams asks a little ahead of itself.
+struct Near {
+  const uint8_t* panels;
+  size_t panel_bytes;
+  [[gnu::always_inline]] inline void at(size_t line, bool) const {
+    constexpr size_t kAhead = 4096;
+    const size_t ahead = 64 * line + kAhead, place = ahead + (ahead < panel_bytes ? 0 : panel_bytes);
+    _mm_prefetch(reinterpret_cast<const char*>(panels + place), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(panels + place + panel_bytes), _MM_HINT_T0);
   }
 };
 
@@ -73,7 +60,8 @@ constexpr size_t kLd = 32;  // sums of one row of a block: two panels
 
 // A kind of product holds one call's operands, and prepared rows in its scratch:
 //   prepare(row, num)                      num (at most kRowsAtOnce) rows of x from `row` on; a block knows them by 0..
-//   block<R, Q>(panel, half, row, sums)    sums[kLd r + c] of R prepared rows and 8 Q outputs, from that half panel on
+//   block<R, Q>(panel, half, row, ahead, sums)
+//                                          sums[kLd r + c] of R prepared rows and 8 Q outputs, from that half panel on
 class I8 {
  public:
   using Sum = int32_t;
@@ -90,8 +78,8 @@ class I8 {
     }
   }
 
-  template <int R, int Q>
-  void block(size_t panel, size_t half, size_t row, const Ahead& ahead, int32_t* sums) const {
+  template <int R, int Q, class A>
+  void block(size_t panel, size_t half, size_t row, const A& ahead, int32_t* sums) const {
     constexpr int kParts = 2 * Q;  // of four outputs, each with two sums: of k 0 and 1 of every four, and of 2 and 3
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
@@ -107,7 +95,7 @@ class I8 {
         const auto weights = [&](int p) {
           return _mm256_cvtepi8_epi16(load128(codes + size_t(p / 4) * panel_bytes + 64 * (line + odd) + 16 * (p % 4)));
         };
-        ahead.at<Q>(line + odd, odd);
+        ahead.at(line + odd, odd);
         __m256i v[kParts];
         if constexpr (R > 1) {
 #pragma GCC unroll 8
@@ -158,8 +146,8 @@ class I4 {
       }
   }
 
-  template <int R, int Q>
-  void block(size_t panel, size_t half, size_t row, const Ahead& ahead, int32_t* sums) const {
+  template <int R, int Q, class A>
+  void block(size_t panel, size_t half, size_t row, const A& ahead, int32_t* sums) const {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
     const uint8_t* multipliers = w_.multipliers + panel * (w_.kp / 2) + 8 * half;
@@ -183,7 +171,7 @@ class I4 {
           for (int q = 0; q < Q; ++q) part[r][q] = broadcast32(starts + (k / 32 + h) * kRowsAtOnce + r);
 #pragma GCC unroll 8
         for (int j = 0; j < 8; ++j) {
-          if (h == 0) ahead.at<Q>(k / 8 + j, j % 2);
+          if (h == 0) ahead.at(k / 8 + j, j % 2);
           __m256i n[Q];
 #pragma GCC unroll 4
           for (int q = 0; q < Q; ++q) {
@@ -231,18 +219,18 @@ class Bf16 {
 
   void prepare(size_t row, size_t num) const {
     for (size_t r = 0; r < num; ++r)
-      widen(static_cast<const uint16_t*>(x_.data) + (row + r) * x_.kp, w_.kp, wide_ + r * ld_);
+      widen<Unit>(static_cast<const uint16_t*>(x_.data) + (row + r) * x_.kp, w_.kp, wide_ + r * ld_);
   }
 
-  template <int R, int Q>
-  void block(size_t panel, size_t half, size_t row, const Ahead& ahead, float* sums) const {
+  template <int R, int Q, class A>
+  void block(size_t panel, size_t half, size_t row, const A& ahead, float* sums) const {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
     const auto at = [&](size_t i, int j, int q) {
-      if (q == 0) ahead.at<Q>(16 * i + size_t(j), j % 2);
+      if (q == 0) ahead.at(16 * i + size_t(j), j % 2);
       return codes + size_t(q / 2) * panel_bytes + 1024 * i + 64 * size_t(j) + 32 * size_t(q % 2);
     };
-    chain<R, Q>(wide_ + row * ld_, ld_, at, w_.kp / 32, sums, kLd);
+    chain<Unit, R, Q>(wide_ + row * ld_, ld_, at, w_.kp / 32, sums, kLd);
   }
 
  private:
@@ -259,10 +247,12 @@ void rows_by_panels(const Kind& kind, const Linear& w, const Rows& x, size_t row
   alignas(64) typename Kind::Sum sums[R * kLd];
   constexpr size_t kParts = R == 1 ? 1 : R == 2 ? 2 : 4;  // blocks that two panels are cut into
   const uint8_t* next = w.codes + (panel + 2) * w.panel_bytes();
-  const auto ahead = [&](size_t part) { return Ahead::share(next, w.panel_bytes(), kParts * run + part, kParts * runs); };
+  const auto ahead = [&](size_t part) {
+    return Ahead::share(next, w.panel_bytes(), kParts * run + part, kParts * runs, w.panel_bytes() / 64);
+  };
   if constexpr (R == 1) {
     if (panels == 2)
-      kind.template block<1, 4>(panel, 0, prepared, Ahead::self(w.codes + panel * w.panel_bytes(), w.panel_bytes()), sums);
+      kind.template block<1, 4>(panel, 0, prepared, Near{w.codes + panel * w.panel_bytes(), w.panel_bytes()}, sums);
     else
       kind.template block<1, 2>(panel, 0, prepared, ahead(0), sums);
   } else if constexpr (R == 2) {
@@ -284,7 +274,7 @@ constexpr size_t kGroupBytes = 256 * 1024;
 
 template <class Kind>
 void linear(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  static constexpr decltype(&rows_by_panels<Kind, 1>) by_rows[kMostRows] = {
+  static constexpr decltype(&rows_by_panels<Kind, 1>) by_rows[Unit::kMostRows] = {
       rows_by_panels<Kind, 1>, rows_by_panels<Kind, 2>, rows_by_panels<Kind, 3>,
       rows_by_panels<Kind, 4>, rows_by_panels<Kind, 5>, rows_by_panels<Kind, 6>};
   Kind kind(w, x, scratch);
@@ -297,7 +287,7 @@ void linear(const Linear& w, const Rows& x, size_t begin, size_t end, const Outp
       kind.prepare(row, num);
       for (size_t p = first; p < last; p += 2) {
         const size_t panels = std::min<size_t>(last - p, 2);
-        for_runs(num, [&](size_t at, size_t length, size_t run, size_t runs) {
+        for_runs(num, Unit::kMostRows, [&](size_t at, size_t length, size_t run, size_t runs) {
           by_rows[length - 1](kind, w, x, row + at, at, p, panels, run, runs, out);
         });
       }

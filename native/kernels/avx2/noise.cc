@@ -8,8 +8,8 @@ namespace trivet::avx2 {
 void noise_words(RowKey row, size_t first_id, uint32_t* words) {
   constexpr int kVectors = 8, kAtOnce = 4;  // 64 tokens; four chains hide the latency of the multiplier
   const __m256i multiplier = _mm256_set1_epi64x(0xD256D193), high = _mm256_set1_epi64x(-1LL << 32);
-  __m256i counter = _mm256_add_epi64(_mm256_set1_epi64x(static_cast<int64_t>(uint64_t{row.counter_hi} << 32 | first_id / 2)),
-                                     _mm256_set_epi64x(3, 2, 1, 0));
+  const int64_t first = static_cast<int64_t>(uint64_t{row.counter_hi} << 32 | first_id / 2);
+  __m256i counter = _mm256_add_epi64(_mm256_set1_epi64x(first), _mm256_set_epi64x(3, 2, 1, 0));
   for (int v = 0; v < kVectors; v += kAtOnce) {
     __m256i s[kAtOnce];
     for (int i = 0; i < kAtOnce; ++i, counter = _mm256_add_epi64(counter, _mm256_set1_epi64x(4))) s[i] = counter;

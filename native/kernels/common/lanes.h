@@ -11,6 +11,10 @@
 #include <cstdint>
 #include <type_traits>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #define TRIVET_INLINE static inline __attribute__((always_inline))
 
 namespace trivet {
@@ -54,7 +58,9 @@ TRIVET_INLINE Lanes<T> operator-(const Lanes<T>& a) { return {-a.lo, -a.hi}; }
 template <class T>
 TRIVET_INLINE Lanes<T> operator~(const Lanes<T>& a) { return {~a.lo, ~a.hi}; }
 template <class T>
-TRIVET_INLINE vi operator<(const Lanes<T>& a, const Lanes<T>& b) { return {(vi::Half)(a.lo < b.lo), (vi::Half)(a.hi < b.hi)}; }
+TRIVET_INLINE vi operator<(const Lanes<T>& a, const Lanes<T>& b) {
+  return {(vi::Half)(a.lo < b.lo), (vi::Half)(a.hi < b.hi)};
+}
 template <class T>
 TRIVET_INLINE vi operator>(const Lanes<T>& a, const Lanes<T>& b) { return b < a; }
 template <class T>
@@ -89,12 +95,13 @@ TRIVET_INLINE vi to_int(const vf& x) {
   return {__builtin_convertvector(x.lo, vi::Half), __builtin_convertvector(x.hi, vi::Half)};
 }
 TRIVET_INLINE vu widened(const vh& h) {
-  return {__builtin_convertvector(__builtin_shufflevector(h, h, 0, 1, 2, 3, 4, 5, 6, 7), vu::Half),
-          __builtin_convertvector(__builtin_shufflevector(h, h, 8, 9, 10, 11, 12, 13, 14, 15), vu::Half)};
+  const __m256i x = (__m256i)h;
+  const __m128i lo = _mm256_castsi256_si128(x), hi = _mm256_extracti128_si256(x, 1);
+  return {(vu::Half)_mm256_cvtepu16_epi32(lo), (vu::Half)_mm256_cvtepu16_epi32(hi)};
 }
 TRIVET_INLINE vi widened(const vb& b) {
-  return {__builtin_convertvector(__builtin_shufflevector(b, b, 0, 1, 2, 3, 4, 5, 6, 7), vi::Half),
-          __builtin_convertvector(__builtin_shufflevector(b, b, 8, 9, 10, 11, 12, 13, 14, 15), vi::Half)};
+  const __m128i x = (__m128i)b;
+  return {(vi::Half)_mm256_cvtepi8_epi32(x), (vi::Half)_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
 }
 // The low 16 (8) bits of each lane: the even 16-bit (every fourth byte) of both halves.
 TRIVET_INLINE vh low_halves(const vu& x) {
@@ -107,7 +114,8 @@ template <class T, class F>
 TRIVET_INLINE T fold(const Lanes<T>& v, F&& f) {
   typedef T Quarter __attribute__((vector_size(16)));
   const auto eight = f(v.lo, v.hi);
-  Quarter a = f(Quarter(__builtin_shufflevector(eight, eight, 0, 1, 2, 3)), Quarter(__builtin_shufflevector(eight, eight, 4, 5, 6, 7)));
+  Quarter a = __builtin_shufflevector(eight, eight, 0, 1, 2, 3), b = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  a = f(a, b);
   a = f(a, Quarter(__builtin_shufflevector(a, a, 2, 3, 2, 3)));
   return f(a, Quarter(__builtin_shufflevector(a, a, 1, 1, 3, 3)))[0];
 }

@@ -1,14 +1,10 @@
-// Arithmetic on sixteen lanes (lanes.h): the same source compiles to SSE2, AVX2 or AVX-512, and gives the same bits, because
-// every lane operation is one IEEE operation (no fma, no reassociation).
+// Arithmetic on sixteen lanes (lanes.h): the same source compiles to SSE2, AVX2 or AVX-512, and gives the same bits,
+// because every lane operation is one IEEE operation (no fma, no reassociation).
 #pragma once
 
 #include <cstring>
 
 #include "kernels/common/lanes.h"
-
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 namespace trivet {
 namespace {
