@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <vector>
 
 #include "bind/arrays.h"
 #include "trivet/kernels.h"
@@ -90,8 +91,22 @@ void bind_kernels(nb::module_& parent) {
     check(out.shape(0) >= x.shape(0) && out.shape(0) % 32 == 0, "out must be [Kp], a multiple of 32");
     kernels().to_bf16(x.data(), x.shape(0), out.shape(0), out.data());
   }, nb::arg("x").noconvert(), nb::arg("out").noconvert());
-  m.def("rope", [](Array<float, 1> x, Array<const float, 1> cos, Array<const float, 1> sin) {
-    check(x.shape(0) == 2 * cos.shape(0) && cos.shape(0) == sin.shape(0), "cos and sin must be [P / 2]");
-    kernels().rope(x.data(), cos.data(), sin.data(), x.shape(0));
-  }, nb::arg("x").noconvert(), nb::arg("cos").noconvert(), nb::arg("sin").noconvert());
+  m.def("turn", [](Array<const uint16_t, 1> x, nb::object norm_weight, float eps, Array<const float, 1> cos,
+                   Array<const float, 1> sin, Array<float, 1> out) {
+    const size_t p = x.shape(0);
+    check(p == 2 * cos.shape(0) && cos.shape(0) == sin.shape(0) && p == out.shape(0), "x and out must be [P], cos and sin [P / 2]");
+    check(p <= kMaxHeadDim, "P is too large");
+    HeadTurn head{x.data(), nullptr, eps, cos.data(), sin.data(), p};
+    Array<const float, 1> weight;
+    if (!norm_weight.is_none()) {
+      weight = nb::cast<Array<const float, 1>>(norm_weight, false);
+      check(weight.shape(0) == p, "norm_weight must be [P]");
+      head.norm_weight = weight.data();
+    }
+    std::vector<uint16_t> half(p);
+    kernels().turn(head, out.data());
+    kernels().turn_bf16(head, half.data());
+    return nb::bytes(reinterpret_cast<const char*>(half.data()), 2 * p);
+  }, nb::arg("x").noconvert(), nb::arg("norm_weight").none(), nb::arg("eps"), nb::arg("cos").noconvert(),
+     nb::arg("sin").noconvert(), nb::arg("out").noconvert(), "One head as f32 into `out`; gives the same rounded to bf16, as bytes.");
 }

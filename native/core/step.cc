@@ -273,21 +273,20 @@ struct Step {
     const size_t heads = l.num_heads, kv_heads = l.num_kv_heads, p = l.head_dim, pp = l.pp(), group = heads / kv_heads;
     const size_t position = size_t(s.position.get()[first]), block_size = cache.block_size();
     const uint16_t* qkv = s.qkv.get() + first * s.qkv_ld;
-    float head[kMaxHeadDim], keys[16 * kMaxHeadDim];
-    auto norm_and_turn = [&](const uint16_t* from, const float* weight, size_t at, float* x) {
-      k.from_bf16(from, p, x);
-      if (weight) k.rms_norm(x, weight, model.norm_eps, p, x);
-      k.rope(x, l.rope_cos + at * (p / 2), l.rope_sin + at * (p / 2), p);
+    float keys[16 * kMaxHeadDim];
+    auto head_of = [&](size_t t, size_t h, const float* norm_weight) {
+      const size_t at = (position + t) * (p / 2);
+      return HeadTurn{qkv + t * s.qkv_ld + h * p, norm_weight, model.norm_eps, l.rope_cos + at, l.rope_sin + at, p};
     };
     for (size_t h = 0; h < heads; ++h)
       for (size_t t = 0; t < num; ++t) {
-        norm_and_turn(qkv + t * s.qkv_ld + h * p, l.q_norm, position + t, head);
-        k.to_bf16(head, p, pp, s.q.get() + ((h / group) * num_tokens * group + (first + t) * group + h % group) * pp);
+        uint16_t* q = s.q.get() + ((h / group) * num_tokens * group + (first + t) * group + h % group) * pp;
+        k.turn_bf16(head_of(t, h, l.q_norm), q);
+        std::memset(q + p, 0, (pp - p) * 2);
       }
     const int32_t* table = in.block_tables + size_t(s.seq.get()[first]) * in.table_width;
     for (size_t h = 0; h < kv_heads; ++h) {
-      for (size_t t = 0; t < num; ++t)
-        norm_and_turn(qkv + t * s.qkv_ld + (heads + h) * p, l.k_norm, position + t, keys + t * kMaxHeadDim);
+      for (size_t t = 0; t < num; ++t) k.turn(head_of(t, heads + h, l.k_norm), keys + t * kMaxHeadDim);
       const KvView view = cache.view(layer, h);
       uint8_t* block = view.base + size_t(table[position / block_size]) * view.block_stride;
       k.write_kv({block, block_size, p, pp, position % block_size, num, view.int8, keys, kMaxHeadDim,

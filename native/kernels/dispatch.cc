@@ -77,7 +77,7 @@ bool self_test_attention(const Kernels& candidate, bool amx) {
   constexpr size_t pp = 32, keys = 160, blocks = keys / 32, rows = 5;
   alignas(64) static uint16_t q[16 * pp], kv[blocks * 64 * pp];
   alignas(64) static uint8_t scratch[attend_scratch_bytes(pp)];
-  static float want[16 * pp], got[16 * pp], most[2][16], sum[2][16];
+  static float want[kQueryTile * pp], got[kQueryTile * pp], most[2][16], sum[2][16];
   uint32_t state = 7;
   auto random = [&] { return (state = state * 1664525u + 1013904223u) >> 16; };
   for (auto& v : q) v = uint16_t(0x3e00 + random() % 256 + (random() % 2 << 15));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,38 @@ def test_guidellm_s_figures_become_seconds() -> None:
 
 def test_the_ratio_is_that_of_the_medians() -> None:
     theirs = [load_generators.figures_of_guidellm(guidellm_benchmark(ms)) for ms in (50.0, 40.0, 60.0)]
-    ours = [{name: 1.1 * value for name, value in figures.items()} for figures in theirs]
+    ours = [
+        {name: 1.1 * value for name, value in figures.items()} | {load_generators.LAG: 0.0004} for figures in theirs
+    ]
     args = argparse.Namespace(rate=5.0, requests=10, prompt=8, output=8, model="demo")
-    records = load_generators.compare(ours, theirs, args)
+    *records, worst = load_generators.compare(ours, theirs, args)
     assert {record["value"] for record in records} == {1.1}
+    assert {record["lag_p99_s"] for record in records} == {0.0004}
+    assert worst["value"] == 0.1 and not worst["within"]
     assert records[0]["guidellm"] == 0.05 and records[0]["spread"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_run_that_is_invalid_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[str] = []
+    valid_from = 2
+
+    def run(command: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        seeds.append(command[command.index("--seed") + 1])
+        is_valid = len(seeds) >= valid_from
+        figure = {rank: {"value": 0.1} for rank in load_generators.RANKS}
+        record = {
+            "valid": is_valid, "answered": 7, "throughput": {"output_tokens_per_s": 99.0},
+            "client": {"sending_lag_s": {"p99": 0.001}}, "ttft_s": figure, "tpot_s": figure, "e2e_s": figure,
+        }  # fmt: skip
+        return subprocess.CompletedProcess(command, 0 if is_valid else 1, json.dumps({"runs": [record]}), "late")
+
+    monkeypatch.setattr(load_generators.subprocess, "run", run)
+    args = argparse.Namespace(rate=5.0, requests=10, prompt=8, output=8)
+    server = argparse.Namespace(url="http://h")
+    assert load_generators.run_ours(server, args, 1)["answered"] == 7  # type: ignore[arg-type]
+    assert len(set(seeds)) == 2, "other words: the first ones may be cached"
+    seeds.clear()
+    valid_from = 99
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        load_generators.run_ours(server, args, 1)  # type: ignore[arg-type]
+    assert len(seeds) == load_generators.ATTEMPTS

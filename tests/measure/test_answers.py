@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trivet.measure.answers import StreamReader, message_of, message_of_body, outcome_of_status
+from trivet.measure.client import seconds_to_wait
 from trivet.measure.outcomes import Exchange, Outcome
 from trivet.measure.sse import MAX_EVENT_BYTES, EventScanner, EventTooLong
 
@@ -109,6 +110,24 @@ def test_usage_at_the_end_is_the_count() -> None:
     assert (exchange.num_tokens, exchange.num_events, exchange.prompt_tokens, exchange.last_s) == (7, 2, 9, 2.0)
 
 
+def test_the_last_tokens_need_not_bring_text() -> None:
+    """64 tokens 1 s apart, all but the first two of them without text."""
+    events = [event("x" if k < 3 else "", usage=k, finish="length" if k == 64 else None) for k in range(1, 65)]
+    exchange = read(*events, DONE)
+    assert (exchange.first_s, exchange.last_s, exchange.num_tokens) == (1.0, 64.0, 64)
+    assert (list(exchange.gaps), list(exchange.gap_tokens)) == ([1.0, 62.0], [1, 62])
+
+
+def test_tokens_that_only_the_last_usage_knows_came_until_the_answer_ended() -> None:
+    last = b'data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}\n\n'
+    assert read(event("a"), event("b"), event(""), event("", finish="length"), last + DONE).last_s == 4.0
+    assert read(event("a"), event("b"), event("c"), event("", finish="length"), last + DONE).last_s == 3.0
+
+
+def test_an_answer_without_any_text_has_no_tokens() -> None:
+    assert read(event("", usage=1), event("", usage=2, finish="length") + DONE).outcome is Outcome.no_tokens
+
+
 def test_what_one_read_brings_comes_at_once() -> None:
     exchange = read(event("a") + event("b"), event("c") + event("d") + event("e", finish="length") + DONE)
     assert (exchange.first_tokens, list(exchange.gaps), list(exchange.gap_tokens)) == (2, [1.0], [3])
@@ -155,7 +174,23 @@ def test_messages_of_errors() -> None:
 
 @pytest.mark.parametrize(
     ("status", "outcome"),
-    [(429, Outcome.http_429), (404, Outcome.wrong_model), (400, Outcome.http_4xx), (503, Outcome.http_5xx)],
-)
+    [
+        (429, Outcome.http_429), (404, Outcome.wrong_model), (400, Outcome.http_4xx), (503, Outcome.http_5xx),
+        (307, Outcome.http_3xx), (204, Outcome.malformed),
+    ],
+)  # fmt: skip
 def test_statuses(status: int, outcome: Outcome) -> None:
     assert outcome_of_status(status) is outcome
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "date", "seconds"),
+    [
+        ("7", "", 7.0), ("1.5", "", 1.5), ("", "", -1.0), ("soon", "", -1.0), ("-3", "", -1.0), ("inf", "", -1.0),
+        ("Wed, 21 Oct 2015 07:28:30 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 30.0),
+        ("Wed, 21 Oct 2015 07:27:00 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 2015 07:28:30 GMT", "", -1.0),
+    ],
+)  # fmt: skip
+def test_when_to_come_back(retry_after: str, date: str, seconds: float) -> None:
+    assert seconds_to_wait(retry_after, date) == seconds

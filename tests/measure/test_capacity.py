@@ -63,6 +63,27 @@ def test_a_confirmation_that_fails_lowers_the_rate() -> None:
 
     found = asyncio.run(find_capacity(measure, first_rate=1.0))
     assert found.rate is not None and 9.0 / 1.05 <= found.rate <= 9.0
+    assert found.trials[-2].is_confirmation
+
+
+@pytest.mark.parametrize("holds", [7.0, 1.0, 0.1])
+def test_a_confirmation_that_fails_far_below_takes_few_runs(holds: float) -> None:
+    async def measure(rate: float, confirming: bool) -> Trial:
+        share = 1.0 if rate <= (holds if confirming else 10.0) else 0.0
+        return Trial(rate=rate, attainment=share, attainment_late=share, is_confirmation=confirming)
+
+    found = asyncio.run(find_capacity(measure, first_rate=1.0))
+    assert found.rate is not None and holds / 1.05 <= found.rate <= holds
+    assert sum(trial.is_confirmation for trial in found.trials) <= 14, "5 % a step would take up to 95"
+
+
+def test_a_rate_that_is_never_confirmed_is_none() -> None:
+    async def measure(rate: float, confirming: bool) -> Trial:
+        share = 0.0 if confirming else 1.0 if rate <= 10 else 0.0
+        return Trial(rate=rate, attainment=share, attainment_late=share, is_confirmation=confirming)
+
+    found = asyncio.run(find_capacity(measure, first_rate=1.0, lowest_rate=0.5))
+    assert found.rate is None and found.because == "rates below 0.5 requests/s were not tried"
 
 
 def test_a_server_that_never_meets_its_limits() -> None:
@@ -83,7 +104,7 @@ def test_a_client_that_cannot_keep_up_ends_the_search() -> None:
 
     found = asyncio.run(find_capacity(measure, first_rate=10.0))
     assert (found.rate, found.is_bounded) == (80.0, False)
-    assert found.because == "the client could not keep up at 160 requests/s"
+    assert found.because == "the client could not keep up at 160 requests/s: give it more `--workers`"
 
 
 def test_a_late_client_does_not_matter_where_the_limits_are_met() -> None:
@@ -93,6 +114,16 @@ def test_a_late_client_does_not_matter_where_the_limits_are_met() -> None:
 
     found = asyncio.run(find_capacity(measure, first_rate=1.0))
     assert found.rate is not None and found.is_bounded
+
+
+def test_a_late_client_matters_where_no_limit_counts_its_lateness() -> None:
+    """With a limit on ITL alone, requests that are sent late are a lower rate, which the server meets."""
+
+    async def measure(rate: float, confirming: bool) -> Trial:
+        return Trial(rate=rate, attainment=1.0, attainment_late=1.0, is_valid=rate < 100)
+
+    found = asyncio.run(find_capacity(measure, first_rate=10.0, counts_sending=False))
+    assert (found.rate, found.is_bounded) == (80.0, False) and "could not keep up at 160" in found.because
 
 
 def test_an_interrupted_search_keeps_what_it_has() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from requests_made import exchange, requests
 
-from trivet.measure.compare import Ratio, compare, order_of_rounds
+from trivet.measure.compare import Ratio, compare, compare_rates, order_of_rounds
+from trivet.measure.metrics import Figures, figures_of
 from trivet.measure.outcomes import Outcome
 from trivet.measure.results import Requests
+from trivet.measure.slo import Slo
 
 ROUNDS, NUM = 5, 30
 
@@ -34,8 +38,8 @@ def rounds(seed: int, factor: float) -> list[Ratio]:
 def test_equal_targets_make_no_difference() -> None:
     """At 95 % about one figure in twenty may say otherwise; the correction for few rounds makes it fewer."""
     verdicts = [ratio.verdict for seed in range(8) for ratio in rounds(seed, 1.0)]
-    assert len(verdicts) == 8 * 9
-    assert sum(verdict != "no difference" for verdict in verdicts) <= 3, verdicts
+    assert len(verdicts) == 8 * 13
+    assert sum(verdict != "no difference" for verdict in verdicts) <= 4, verdicts
 
 
 def test_a_difference_is_found_under_drift() -> None:
@@ -64,12 +68,53 @@ def test_failures_make_a_difference() -> None:
     assert (answered.a, answered.b) == (1.0, 0.5) and answered.differs
 
 
-def test_a_target_that_answers_nothing_is_not_compared() -> None:
+def test_a_target_that_answers_nothing_is_not_compared_in_latency() -> None:
     rng = np.random.default_rng(0)
     dead = requests([exchange(i, i * 0.1, 0.1, outcome=Outcome.connect) for i in range(NUM)])
-    found = compare([run(rng, 1.0)], [dead], rng)
-    assert {ratio.verdict for ratio in found} == {"not known"}
-    assert all(math.isnan(ratio.ratio) for ratio in found)
+    for a, b, verdict in ((run(rng, 1.0), dead, "only A"), (dead, run(rng, 1.0), "only B")):
+        *latencies, answered = compare([a], [b], rng)
+        assert {ratio.verdict for ratio in latencies} == {"not known"}
+        assert all(math.isnan(ratio.ratio) for ratio in latencies)
+        assert answered.verdict == verdict
+    assert {ratio.verdict for ratio in compare([dead], [dead], rng)} == {"not known"}
+
+
+def figures(rng: np.random.Generator, level: float) -> Figures:
+    return figures_of(run(rng, level), 0.0, Slo(limits_s={"e2e": 0.15}))
+
+
+def test_rates_are_compared_round_by_round() -> None:
+    rng = np.random.default_rng(3)
+    a, b = ([figures(rng, level) for level in (0.9, 1.0, 1.1)] for _ in range(2))
+    by_name = {ratio.name: ratio for ratio in compare_rates(a, b)}
+    assert list(by_name) == ["output tokens/s", "requests/s", "attainment", "goodput"]
+    assert by_name["output tokens/s"].verdict == "no difference"
+    slow = {ratio.name: ratio for ratio in compare_rates(a, [figures(rng, 5.0) for _ in range(3)])}
+    assert slow["attainment"].verdict == slow["goodput"].verdict == "only A"
+
+
+def test_the_interval_of_a_rate_is_that_of_paired_rounds() -> None:
+    """B is always 1.2 times A, whatever the weather: nothing is left to chance. One round says nothing."""
+
+    def at(rate: float) -> Figures:
+        return replace(figures_of(requests([]), 0.0, None), goodput=rate)
+
+    levels = (10.0, 17.0, 12.0)
+    found = {r.name: r for r in compare_rates([at(x) for x in levels], [at(1.2 * x) for x in levels])}["goodput"]
+    assert (found.low, found.ratio, found.high) == pytest.approx((1.2, 1.2, 1.2)) and found.verdict == "20.0% higher"
+    alone = {r.name: r for r in compare_rates([at(10.0)], [at(12.0)])}["goodput"]
+    assert alone.verdict == "no difference"
+
+
+def test_a_long_comparison_is_quick() -> None:
+    """Values are sorted once, and only their weights are drawn again."""
+    rng = np.random.default_rng(0)
+    rounds = [
+        requests([exchange(i, i * 0.1, 0.1, rng.gamma(9, 0.002, 100).tolist()) for i in range(200)]) for _ in range(5)
+    ]
+    began_s = time.process_time()
+    compare(rounds, rounds, rng)
+    assert time.process_time() - began_s < 10
 
 
 def test_rounds_go_there_and_back() -> None:

@@ -57,6 +57,18 @@ def test_failures_are_counted_and_missed() -> None:
     assert figures_of(requests(some), 0.0, Slo(limits_s={"ttft": 1.0}), sending_s=5.0).goodput == pytest.approx(3.0)
 
 
+def test_a_closed_loop_s_goodput_is_over_the_whole_run() -> None:
+    """Two requests that are sent at once would otherwise be an endless rate."""
+    both = requests([exchange(i, 1e-5 * i, 0.1, [0.4]) for i in range(2)])
+    figures = figures_of(both, 0.0, Slo(limits_s={"ttft": 1.0}), is_closed=True)
+    assert figures.goodput == pytest.approx(2 / 0.5, rel=1e-3) and figures.offered is None
+
+
+def test_the_rate_that_was_offered() -> None:
+    assert figures_of(requests(HUNDRED), 0.0, None).offered == pytest.approx(10)
+    assert figures_of(requests(HUNDRED), 0.0, None, sending_s=20.0).offered == pytest.approx(5)
+
+
 def test_no_request_at_all() -> None:
     figures = figures_of(requests([]), 0.0, Slo(limits_s={"ttft": 1.0}))
     assert figures.num_requests == 0 and math.isnan(figures.ttft.at(0.5).value)
@@ -119,6 +131,12 @@ def test_itl_forgives_one_gap_in_twenty() -> None:
     assert Slo(limits_s={"itl": 0.02}).met(requests([exchange(0, 0.0, 0.1, gaps[1:])])).tolist() == [False]
 
 
+def test_itl_does_not_forgive_what_batches_its_tokens() -> None:
+    """64 tokens in 4 reads, 5 s apart: of 63 gaps between tokens only 3 are late, but of the 3 between reads all."""
+    one = requests([exchange(0, 0.0, 0.1, [5.0] * 3, [16] * 4)])
+    assert Slo(limits_s={"itl": 0.06}).met(one).tolist() == [False]
+
+
 def test_limits_are_read() -> None:
     slo = parse_slo("ttft=500ms, itl=60ms,e2e=2m")
     assert slo.limits_s == pytest.approx({"ttft": 0.5, "itl": 0.06, "e2e": 120})
@@ -139,14 +157,28 @@ def test_limits_that_cannot_be(text: str) -> None:
 def test_a_light_client_is_believed() -> None:
     state = client_state([result(HUNDRED)], requests(HUNDRED), figures_of(requests(HUNDRED), 0, None), 0.0)
     assert state.problems == () and state.cpu_share == pytest.approx(0.1)
-    assert state.sending_lag_s == pytest.approx((0.0001, 0.0001))
+    assert state.sending_lag_s == pytest.approx((0.0001,) * 4)
+
+
+def test_a_figure_that_does_not_exist_allows_and_forbids_nothing() -> None:
+    some = [exchange(i, i * 0.1, 0.1) for i in range(100)]
+    found = requests(some)
+    assert client_state([result(some, lags_s=[0.05])], found, figures_of(found, 0, None), 0.0).problems == ()
+
+
+def test_requests_that_were_never_sent_were_not_sent_late() -> None:
+    some = [exchange(0, 0.0, 0.1, [0.1]), exchange(1, 1.0, 0.1, outcome=Outcome.abandoned)]
+    some[1].sent_s = -1.0
+    found = requests(some)
+    assert client_state([result(some)], found, figures_of(found, 0, None), 0.0).sending_lag_s[-1] < 0.001
 
 
 @pytest.mark.parametrize(
     ("lags_s", "cpu_s", "late_s", "said"),
     [
         ([0.0001], 0.95, 0.0, "a client process used 95% of a core, more than 90%"),
-        ([0.0001] * 50 + [0.003] * 50, 0.1, 0.0, "event loop came 3.00 ms late at p99, more than the 2.00 ms that ITL"),
+        ([0.0001] * 50 + [0.003] * 50, 0.1, 0.0, "event loop came 3.00 ms late at p90, more than the 2.00 ms that ITL"),
+        ([0.0001] * 93 + [0.003] * 7, 0.1, 0.0, "event loop came 3.00 ms late at p95, more than the 2.00 ms"),
         ([0.0001], 0.1, 0.06, "requests were sent 60.1 ms late at p50, more than the 25.0 ms that TTFT allows"),
     ],
 )
@@ -179,7 +211,7 @@ def test_a_good_server_needs_no_notes() -> None:
 
 
 def test_what_must_be_known_is_noted() -> None:
-    some = [exchange(i, i * 0.1, 0.1, [0.02] * 4) for i in range(100)]
+    some = [exchange(i, i * 0.1, 0.1, [0.02] * 4, [2, 2, 2, 1, 1]) for i in range(100)]
     for one in some:
         one.num_reads, one.num_events, one.num_tokens = 2, 4, 8
         one.wished_output, one.prompt_tokens, one.cached_tokens = 9, 12, 6
@@ -194,11 +226,33 @@ def test_what_must_be_known_is_noted() -> None:
         assert part in said, part
 
 
-def test_refusals_are_noted() -> None:
-    some = [exchange(i, i * 0.1, 0.1, outcome=Outcome.http_429) for i in range(3)]
-    assert "3 requests got 429, without a Retry-After" in notes(some)
+def test_tokens_that_only_the_last_usage_counts_are_noted() -> None:
+    some = [exchange(i, i * 0.1, 0.1, [0.02] * 4) for i in range(100)]
+    for one in some:
+        one.num_tokens = one.wished_output = 10
+    said = notes(some)
+    assert "the usage at the end counts 2.0 tokens for each that was seen" in said and "ITL is that of events" in said
+    assert "ITL is 0 inside an event" not in said
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_refusals_are_noted(status: int) -> None:
+    outcome = Outcome.http_429 if status == 429 else Outcome.http_5xx
+    some = [exchange(i, i * 0.1, 0.1, outcome=outcome) for i in range(3)]
+    for one in some:
+        one.status = status
+    assert ("3 requests got 429, without a Retry-After" in notes(some)) is (status == 429)
     some[0].retry_after_s, some[1].retry_after_s = 2.0, 9.0
-    assert "3 requests got 429; Retry-After was 2 to 9 s" in notes(some)
+    assert f"3 requests got {status}; Retry-After was 2 to 9 s" in notes(some)
+
+
+def test_turns_that_were_not_sent_are_noted() -> None:
+    some = [exchange(0, 0.0, 0.1, outcome=Outcome.http_429), exchange(1, 0.1, 0.1, outcome=Outcome.abandoned)]
+    said = notes(some, beyond=3)
+    assert "1 later turns were not sent, as their chat had failed before" in said
+    assert "3 later turns of chats are beyond the run's end" in said
+    figures = figures_of(requests(some), 0.0, Slo(limits_s={"ttft": 1.0}))
+    assert figures.num_requests == 2 and figures.attainment is not None and figures.attainment.value == 0
 
 
 def test_a_stop_and_few_requests_are_noted() -> None:

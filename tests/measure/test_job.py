@@ -21,7 +21,7 @@ def test_the_defaults_are_an_open_loop() -> None:
     [workload] = job().workloads
     assert (workload.rate, workload.concurrency, workload.process) == (1.0, None, "poisson")
     assert (workload.duration_s, workload.warmup_s, workload.num_requests) == (30.0, 2.0, None)
-    assert job().kind == "run" and job().asked.endpoint == "completions"
+    assert job().kind == "run" and job().asked[0].endpoint == "completions"
 
 
 def test_a_trace_has_its_own_times() -> None:
@@ -75,11 +75,50 @@ def test_a_sweep_has_a_workload_for_each_value() -> None:
         ({"target": "ftp://x"}, "the target is 'ftp://x', but it must be a URL"),
         ({"api_key": "a\nb"}, "`--api-key` holds a character that cannot stand in a header"),
         ({"slo": "quick"}, "`--slo` has the part 'quick'"),
+        ({"slo": "ttft=1s", "find_capacity": True, "turns": 2}, "`--find-capacity` and `--turns` exclude"),
+        ({"slo": "ttft=1s", "find_capacity": True, "ramp_to": 2.0}, "`--find-capacity` and `--ramp-to` exclude"),
+        ({"sweep": "rate=1,2", "rate": 3.0}, "`--sweep` and `--rate` exclude"),
+        ({"sweep": "rate=1,2", "concurrency": 3}, "`--sweep` and `--concurrency` exclude"),
+        ({"sweep": "concurrency=1", "spike": 2.0}, "`--sweep concurrency` and a rate that changes exclude"),
+        ({"ramp_to": 2.0, "requests": 9}, "`--ramp-to` needs `--duration`"),
+        ({"shared_prefix": 65, "input_tokens": "64..512"}, "`--shared-prefix` is 65, but the shortest prompt has 64"),
+        ({"trace": Path("t"), "shared_prefix": 5}, "`--trace` and `--shared-prefix` exclude"),
+        ({"trace": Path("t"), "time_scale": 2.0, "rate": 5.0}, "`--time-scale` and a rate exclude"),
+        ({"max_input": 9}, "`--max-input` does nothing without `--trace`"),
+        ({"length_scale": 0.5}, "`--length-scale` does nothing without `--trace`"),
+        ({"spike_for": "9s"}, "`--spike-for` does nothing without `--spike`"),
+        ({"rounds": 9}, "`--rounds` does nothing without `--compare`"),
+        ({"attainment": 0.5}, "`--attainment` does nothing without `--find-capacity`"),
+        ({"think_time": "1s"}, "`--think-time` does nothing without `--turns`"),
+        ({"cv": 3.0}, "`--cv` does nothing without `--arrivals gamma`"),
+        ({"model": ["a", "b"]}, "`--model` is given 2 times, but there is 1 target"),
+        ({"model": ["a", "b"], "compare": ["x", "y"]}, "`--model` is given 2 times, but there are 3 targets"),
     ],
 )
 def test_flags_that_cannot_be(flags: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         job(**flags)
+
+
+def test_a_run_with_a_spike_lasts_until_after_it() -> None:
+    assert job(spike=10.0).workloads[0].duration_s == 30 + 60 + 30
+    assert job(spike=10.0, spike_at="5s", spike_for="10s").workloads[0].duration_s == 45
+    assert job(spike=10.0, duration="2m").workloads[0].duration_s == 120
+
+
+def test_words_are_others_each_time_unless_a_seed_is_given() -> None:
+    assert job().seed == job().seed == 0
+    assert job().words_seed != job().words_seed
+    assert (job(seed=7).seed, job(seed=7).words_seed) == (7, 7)
+
+
+def test_each_target_may_have_its_model() -> None:
+    assert [asked.model for asked in job(compare=["x"]).asked] == [None, None]
+    assert [asked.model for asked in job(compare=["x"], model=["a"]).asked] == ["a", "a"]
+    assert [asked.model for asked in job(compare=["x"], model=["a", "b"]).asked] == ["a", "b"]
+    assert [asked.tokenizer for asked in job(compare=["x"], tokenizer=[Path("a"), Path("b")]).asked] == [
+        Path("a"), Path("b")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from trivet.measure.messages import Frames, Progress, Stop, frame
+from trivet.measure.plan import Plan
 from trivet.measure.record import redacted
 from trivet.measure.report import ProgressLine, describe
-from trivet.measure.workload import Plan, TraceChoice, Workload
+from trivet.measure.workload import TraceChoice, Workload
 
 
 def test_secrets_are_not_recorded() -> None:

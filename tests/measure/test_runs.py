@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -11,12 +12,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench_driving import QUICK, all_notes, bench, only_run
 
 from trivet.errors import ConfigError
-from trivet.measure.messages import Job, Run, Turn
+from trivet.measure.client import Address
+from trivet.measure.job import job_from
+from trivet.measure.messages import Dialect, Job, Run, Setup, Turn
+from trivet.measure.options import Options
+from trivet.measure.session import run_session
 from trivet.measure.workers import WorkerDied, Workers
 
 Scripted = Callable[..., str]
@@ -34,15 +40,38 @@ def test_a_chat_begins_with_all_that_was_said(tmp_path: Path, scripted: Scripted
 
 
 def test_a_chat_without_ids_goes_on_with_others(tmp_path: Path, scripted: Scripted) -> None:
-    run = only_run(tmp_path, scripted(refuse=["return_token_ids"]), turns=2, tokenizer=_demo())
+    run = only_run(tmp_path, scripted(refuse=["return_token_ids"]), turns=2, tokenizer=[_demo()])
     assert run["answered"] == run["requests"]
     assert any("chats go on with made-up answers" in note for note in run["notes"])
     assert "wished length" not in all_notes(run)
 
 
 def test_chats_of_messages(tmp_path: Path, scripted: Scripted) -> None:
-    run = only_run(tmp_path, scripted(), turns=2, endpoint="chat", tokenizer=_demo())
+    run = only_run(tmp_path, scripted(), turns=2, endpoint="chat", tokenizer=[_demo()])
     assert run["answered"] == run["requests"]
+
+
+def test_chats_that_think_offer_less_than_the_rate(tmp_path: Path, scripted: Scripted) -> None:
+    run = only_run(tmp_path, scripted(), turns=4, think_time="400ms", slo="e2e=20s")
+    assert run["offered_requests_per_s"] == pytest.approx(run["requests"], rel=1e-3), "in one second"
+    assert run["goodput_requests_per_s"] == run["offered_requests_per_s"] < 0.8 * run["load"]["rate"]
+    assert run["requests"] <= run["planned"]["requests"], "nothing is sent after the end"
+    assert "later turns of chats are beyond the run's end" in all_notes(run)
+
+
+def test_a_chat_that_fails_loses_its_other_turns(tmp_path: Path, scripted: Scripted) -> None:
+    run = only_run(tmp_path, scripted(status_every=2), turns=4, requests=40, duration=None, slo="e2e=20s")
+    assert run["requests"] == 40 == run["answered"] + run["failures"]["http_429"] + run["failures"]["abandoned"]
+    assert run["attainment"]["value"] == pytest.approx(run["answered"] / 40)
+    assert f"{run['failures']['abandoned']} later turns were not sent, as their chat had failed" in all_notes(run)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_number_of_requests_of_chats_is_exact(tmp_path: Path, scripted: Scripted, workers: int) -> None:
+    run = only_run(tmp_path, scripted(), turns=4, requests=10, duration=None, warmup="0.2s", workers=workers)
+    assert run["requests"] == run["answered"] == 10
+    closed = only_run(tmp_path, scripted(), rate=0, concurrency=2, turns=4, requests=10, duration=None)
+    assert closed["requests"] == 10
 
 
 def test_a_closed_loop(tmp_path: Path, scripted: Scripted) -> None:
@@ -56,7 +85,7 @@ def test_a_closed_loop(tmp_path: Path, scripted: Scripted) -> None:
 def test_a_closed_loop_takes_its_jobs_again(
     tmp_path: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trivet.measure.workload.CLOSED_LOOP_JOBS", 4)
+    monkeypatch.setattr("trivet.measure.plan.CLOSED_LOOP_JOBS", 4)
     run = only_run(tmp_path, scripted(), rate=0, concurrency=2, requests=30, duration=None)
     assert run["answered"] == 30
 
@@ -121,6 +150,8 @@ def test_a_trace(tmp_path: Path, scripted: Scripted) -> None:
     assert run["answered"] == run["requests"] == 20
     assert "wished length" not in all_notes(run)
     assert run["load"]["trace"]["path"].endswith("t.csv")
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["trace_sha256"] == hashlib.sha256((tmp_path / "t.csv").read_bytes()).hexdigest()
 
 
 def test_texts_of_a_trace(tmp_path: Path, scripted: Scripted) -> None:
@@ -157,7 +188,10 @@ def test_a_search_for_capacity(
     assert "0.0% attained" in out and "capacity: none" in out
 
 
-def test_a_comparison(tmp_path: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison(
+    tmp_path: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trivet.measure.validity.ALLOWED_S", 60.0)  # the machine may be busy
     urls = [scripted(ttft_s=[0.1], itl_s=itl_s) for itl_s in (0.02, 0.06)]
     _, record = bench(tmp_path, urls[0], compare=[urls[1]], rounds=2, duration="0.5s")
     assert [run["target"] for run in record["runs"]] == [0, 1, 1, 0]
@@ -165,7 +199,64 @@ def test_a_comparison(tmp_path: Path, scripted: Scripted, capsys: pytest.Capture
     by_name = {figure["figure"]: figure for figure in comparison["figures"]}
     assert by_name["tpot p50"]["ratio"] > 1.5
     assert by_name["answered"]["verdict"] == "no difference"
+    assert by_name["output tokens/s"]["ratio"] < 1
     assert "over  A" in capsys.readouterr().out
+
+
+def test_rounds_in_which_the_client_was_late_are_left_out(
+    tmp_path: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trivet.measure.validity.MAX_CPU_SHARE", -1.0)
+    url = scripted()
+    _, record = bench(tmp_path, url, compare=[url], rounds=1, duration="0.5s")
+    assert "comparison" not in record
+    assert capsys.readouterr().out.count(": INVALID, left out: ") == 2
+
+
+def test_what_was_measured_outlives_a_worker_that_dies(
+    tmp_path: Path, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trivet.measure import session
+
+    class Dying(session.Bench):
+        num = 0
+
+        async def measure(self, *args: Any, **kwargs: Any) -> Any:
+            self.num += 1
+            if self.num == 4:
+                raise WorkerDied("a worker process ended")
+            return await super().measure(*args, **kwargs)
+
+    monkeypatch.setattr(session, "Bench", Dying)
+    monkeypatch.setattr("trivet.measure.validity.ALLOWED_S", 60.0)  # the machine may be busy
+    url = scripted()
+    with pytest.raises(WorkerDied):
+        bench(tmp_path, url, compare=[url], rounds=3, duration="0.5s")
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert len(record["runs"]) == 3 and not record["valid"]
+    assert record["error"] == "a worker process ended"
+    assert len(record["comparison"]) == 1, "of the first round"
+
+
+def test_the_record_is_written_before_the_machine_is_measured(tmp_path: Path, scripted: Scripted) -> None:
+    path = tmp_path / "record.json"
+
+    def no_limits() -> dict[str, Any]:
+        assert len(json.loads(path.read_text())["runs"]) == 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_session(
+            job_from(Options(target=scripted(), output=path, rate=40.0, duration="0.5s", input_tokens="20")),
+            command=[],
+            measure_limits=no_limits,
+        )
+    assert len(json.loads(path.read_text())["runs"]) == 1
+
+
+def test_names_may_hold_brackets(tmp_path: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
+    bench(tmp_path, scripted(models=["[m/]"]), duration="0.5s")
+    assert "[m/] at http" in capsys.readouterr().out
 
 
 def test_the_record_says_how_to_have_it_again(tmp_path: Path, scripted: Scripted) -> None:
@@ -176,6 +267,8 @@ def test_the_record_says_how_to_have_it_again(tmp_path: Path, scripted: Scripted
     assert record["slo"] == {"limits_s": {"ttft": 1.0}}
     assert {"trivet", "python", "uvloop", "numpy"} <= set(record["versions"])
     assert record["host"]["cores"] >= 1
+    assert record["words_seed"] == 7 and record["trace_sha256"] is None
+    assert record["targets"][0]["tokenizer"] is None, "the server told its ids"
     assert '"top_p":0.5' in record["targets"][0]["body"]
     assert "sesame" not in json.dumps(record)
     assert record["runs"][0]["load"]["rate"] == 40
@@ -189,7 +282,17 @@ def test_json_is_alone_on_stdout(tmp_path: Path, scripted: Scripted, capsys: pyt
 def test_tables_for_people(tmp_path: Path, scripted: Scripted, capsys: pytest.CaptureFixture[str]) -> None:
     bench(tmp_path, scripted(itl_s=0.002, status_every=5), slo="ttft=1us", require=0.9)
     out = capsys.readouterr().out
-    for part in ("TTFT", "ITL", "TPOT", "E2E", "output tokens/s", "http_429", "attainment: 0.0%", "client: 1 process"):
+    for part in (
+        "TTFT",
+        "ITL",
+        "TPOT",
+        "E2E",
+        "output tokens/s",
+        "http_429",
+        "attainment: 0.0%",
+        "of 40 requests/s offered",
+        "client: 1 process",
+    ):
         assert part in out, part
 
 
@@ -200,6 +303,12 @@ def test_limits_that_are_required(tmp_path: Path, scripted: Scripted) -> None:
 def test_no_folder_for_the_record(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no folder"):
         bench(tmp_path / "absent", "127.0.0.1:9")
+
+
+def test_a_folder_is_no_file_for_the_record(tmp_path: Path) -> None:
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(ConfigError, match="cannot be written: Is a directory"):
+        bench(tmp_path, "127.0.0.1:9")
 
 
 # --- stops --------------------------------------------------------------------------------------------------------
@@ -247,6 +356,18 @@ def test_ctrl_c_twice_stops_at_once(tmp_path: Path, scripted: Scripted) -> None:
     assert process.returncode == 130
     [run] = json.loads(path.read_text())["runs"]
     assert run["cut"] == run["requests"] >= 5 and run["failures"] == {}
+
+
+def test_a_stop_before_a_run_is_not_lost() -> None:
+    async def stopped() -> Any:
+        dialect = Dialect("completions", "ids", [b"1"], b'"model":"m"')
+        address = Address(host="127.0.0.1", port=9, tls=False, server_name="127.0.0.1")
+        async with Workers(1) as workers:
+            await workers.set_up(Setup(0, address, b"", 1.0, dialect))
+            await workers.stop()
+            return await workers.run([Run(0, 0, 0.0, [Job(0, [Turn(4, [(-1, 5)], 60.0)])])])
+
+    assert asyncio.run(stopped()) is None
 
 
 def test_a_worker_that_dies_is_an_error() -> None:

@@ -62,7 +62,7 @@ def test_pieces_may_end_anywhere(tmp_path: Path, scripted: Scripted) -> None:
 
 
 def test_chat(tmp_path: Path, scripted: Scripted, demo_path: Path) -> None:
-    run = only_run(tmp_path, scripted(itl_s=0.002), endpoint="chat", tokenizer=demo_path)
+    run = only_run(tmp_path, scripted(itl_s=0.002), endpoint="chat", tokenizer=[demo_path])
     assert run["answered"] == run["requests"]
     assert "prompts are not of the wished length" not in all_notes(run), "the template's tokens are counted in"
 
@@ -204,7 +204,7 @@ def test_plain_usage_is_taken_where_continuous_usage_is_refused(tmp_path: Path, 
 
 
 def test_ids_that_are_refused_become_text(tmp_path: Path, scripted: Scripted, demo_path: Path) -> None:
-    _, record = bench(tmp_path, scripted(refuse_ids=True), tokenizer=demo_path)
+    _, record = bench(tmp_path, scripted(refuse_ids=True), tokenizer=[demo_path])
     assert record["targets"][0]["prompts_as"] == "text"
     [run] = record["runs"]
     assert "the server refuses prompts of token ids: they are sent as text" in run["notes"]
@@ -214,12 +214,12 @@ def test_ids_that_are_refused_become_text(tmp_path: Path, scripted: Scripted, de
 
 def asked(url: str, **options: Any) -> Probed:
     job = job_from(Options(target=url, **options))
-    return probe(job.targets[0], job.asked)
+    return probe(job.targets[0], job.asked[0])
 
 
 def test_a_server_that_refuses_everything(scripted: Scripted, demo_path: Path) -> None:
     with pytest.raises(TargetError, match="refuses the plainest request: 400: unknown field `temperature`"):
-        asked(scripted(refuse=["temperature"]), tokenizer=demo_path)
+        asked(scripted(refuse=["temperature"]), tokenizer=[demo_path])
 
 
 def test_without_a_tokenizer_the_server_tells_its_ids(scripted: Scripted) -> None:
@@ -240,7 +240,7 @@ def test_chat_needs_a_tokenizer(scripted: Scripted) -> None:
 
 def test_a_folder_without_a_tokenizer(scripted: Scripted, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no tokenizer"):
-        asked(scripted(), tokenizer=tmp_path)
+        asked(scripted(), tokenizer=[tmp_path])
 
 
 # --- which server, which model ------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_a_name_that_does_not_exist() -> None:
 
 def test_a_model_that_is_not_served(scripted: Scripted) -> None:
     with pytest.raises(TargetError, match="does not serve the model `other`") as caught:
-        asked(scripted(models=["first", "second"]), model="other")
+        asked(scripted(models=["first", "second"]), model=["other"])
     assert caught.value.hint == "it serves: first, second"
 
 
@@ -268,12 +268,12 @@ def test_several_models_must_be_chosen_from(scripted: Scripted) -> None:
     with pytest.raises(TargetError, match="serves these models: first, second") as caught:
         asked(url)
     assert caught.value.hint == "choose one with `--model`"
-    assert asked(url, model="second").model.name == "second"
+    assert asked(url, model=["second"]).model.name == "second"
 
 
 def test_a_server_without_a_list_of_models(scripted: Scripted) -> None:
     url = scripted(models_status=404)
-    assert asked(url, model="anything").model.name == "anything"
+    assert asked(url, model=["anything"]).model.name == "anything"
     with pytest.raises(TargetError, match="serves these models: none"):
         asked(url)
 
@@ -281,6 +281,12 @@ def test_a_server_without_a_list_of_models(scripted: Scripted) -> None:
 def test_a_list_that_is_none(scripted: Scripted) -> None:
     with pytest.raises(TargetError, match="/models answers 500"):
         asked(scripted(models_status=500))
+
+
+def test_a_list_of_something_else(monkeypatch: pytest.MonkeyPatch, scripted: Scripted) -> None:
+    monkeypatch.setattr("trivet.measure.target.ask", lambda *args: (200, b'{"data": ["abc"]}'))
+    with pytest.raises(TargetError, match="does not answer with a list of models"):
+        asked(scripted())
 
 
 def test_a_key(scripted: Scripted, tmp_path: Path) -> None:

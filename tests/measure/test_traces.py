@@ -93,6 +93,21 @@ def test_ones_own_jsonl(tmp_path: Path) -> None:
     assert [row.prompt for row in read_rows(path, "rows")] == [None, "Hello, Wörld"]
 
 
+@pytest.mark.parametrize("zone", ["Z", "+00:00", ".5Z"])
+def test_azure_times_may_name_their_zone(tmp_path: Path, zone: str) -> None:
+    text = AZURE_HEAD + f"2023-11-16 18:17:03{zone},5,5\n2023-11-16 20:17:04{zone},5,5\n"
+    assert [row.time_s for row in read_rows(write(tmp_path, "a.csv", text), "azure")] == [0, 7201]
+
+
+def test_a_csv_prompt_may_be_long_and_of_several_lines(tmp_path: Path) -> None:
+    long = "word " * 40_000
+    text = f'time_s,prompt,output_tokens\n0,"Hello,\n\nworld",2\n1,{long},3\n2,x\n'
+    path = write(tmp_path, "t.csv", text.replace("2,x", "2,x,3"))
+    assert [row.prompt for row in read_rows(path, "rows")] == ["Hello,\n\nworld", long, "x"]
+    with pytest.raises(TraceError, match=r"t\.csv:6 has 2 fields"):
+        read_rows(write(tmp_path, "t.csv", text), "rows")
+
+
 def test_a_window_is_counted_from_its_begin(tmp_path: Path) -> None:
     rows = read_rows(write(tmp_path, "a.csv", AZURE), "azure")
     assert [row.time_s for row in cut_window(rows, 0.05, 10)] == pytest.approx([0.002, 1.95], abs=1e-6)
@@ -118,6 +133,7 @@ AZURE_HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
         ("mooncake", jsonl([{**MOONCAKE[0], "hash_ids": None}]), "t:1: `hash_ids` must be a list of numbers"),
         ("mooncake", jsonl([{**MOONCAKE[0], "hash_ids": [1]}]), "t:1 has 1 hash_ids for 1,100 tokens.*: 3"),
         ("mooncake", jsonl([{**MOONCAKE[0], "timestamp": "soon"}]), "t:1: `timestamp` is 'soon', but it must be a num"),
+        ("rows", "", "t holds no requests"),
         ("rows", HEAD + "\n0,1,1\n1,2\n", "t:4 has 2 fields, but the first line names 3"),
         ("rows", HEAD + "0,1.5,1\n", "t:2: `input_tokens` is '1.5', but it must be a whole number above 0"),
         ("rows", HEAD + "nan,1,1\n", "t:2: `time_s` is 'nan', but it must be a number of seconds"),

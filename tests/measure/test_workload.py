@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from trivet.errors import ConfigError
 from trivet.measure.bench import choose_workers
 from trivet.measure.bodies import BodyMaker
 from trivet.measure.messages import Dialect, Job, Turn
+from trivet.measure.plan import Plan, check_fits, plan
 from trivet.measure.workers import deal
-from trivet.measure.workload import Lengths, Plan, TraceChoice, Workload, check_fits, parse_lengths, plan
+from trivet.measure.workload import Lengths, TraceChoice, Workload, parse_lengths
 
 PIECES = [b"%d" % i for i in range(100, 400)]
 OPTIONS = b'"model":"m","stream":true'
@@ -62,9 +64,45 @@ def test_a_closed_loop_has_no_times() -> None:
 def test_the_rate_counts_the_requests_of_chats() -> None:
     planned = plan(Workload(rate=30.0, duration_s=20.0, turns=3, think_s=0.5), 0)
     assert planned.num_requests == pytest.approx(600, rel=0.2)
-    assert {len(job.turns) for job in planned.jobs} == {3}
+    whole = [job for job in planned.jobs if job.turns[0].at_s < 19]
+    assert {len(job.turns) for job in whole} == {3}
     assert [turn.think_s for turn in planned.jobs[0].turns] == [0.0, 0.5, 0.5]
-    assert [b.index - a.index for a, b in pairwise(planned.jobs)] == [3] * (len(planned.jobs) - 1)
+    assert [b.index - a.index for a, b in pairwise(whole)] == [3] * (len(whole) - 1)
+
+
+def test_turns_that_cannot_be_due_before_the_end_are_left_out() -> None:
+    planned = plan(Workload(rate=4.0, duration_s=30.0, turns=4, think_s=12.0), 0)
+    assert {len(job.turns) for job in planned.jobs} == {1, 2, 3}
+    for job in planned.jobs:
+        assert job.turns[0].at_s + (len(job.turns) - 1) * 12 < 30
+    assert planned.num_requests + planned.left_out == 4 * len(planned.jobs)
+    assert [b.index - a.index for a, b in pairwise(planned.jobs)] == [len(job.turns) for job in planned.jobs[:-1]]
+
+
+def test_a_number_of_requests_cuts_the_last_chat() -> None:
+    planned = plan(Workload(rate=4.0, duration_s=None, num_requests=10, turns=4), 0)
+    assert [len(job.turns) for job in planned.jobs] == [4, 4, 2]
+    assert (planned.num_requests, planned.left_out) == (10, 2)
+
+
+def test_a_session_ends_with_the_run(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens,session\n0,4,4,a\n5,4,4,a\n30,4,4,a\n40,4,4,\n")
+    planned = plan(Workload(trace=TraceChoice(path=tmp_path / "t.csv"), duration_s=10), 0)
+    assert [[turn.at_s for turn in job.turns] for job in planned.jobs] == [[0.0, 5.0]]
+    assert planned.left_out == 1
+
+
+def test_a_ramp_begins_after_the_warm_up() -> None:
+    profile = Workload(rate=1.0, ramp_to=9.0, warmup_s=10.0, duration_s=20.0).profile()
+    assert [profile.rate_at(s) for s in (0, 9.9, 20, 30, 99)] == [1, 1, 5, 9, 9]
+
+
+@pytest.mark.parametrize("bound", [{"duration_s": 30.0}, {"duration_s": None, "num_requests": 20}])
+def test_a_spike_after_the_end_is_refused(bound: dict[str, Any]) -> None:
+    spiked = Workload(rate=4.0, spike=10.0, spike_at_s=30.0, warmup_s=2.0, **bound)
+    with pytest.raises(ConfigError, match="after its warm-up, but the spike begins at 30 s"):
+        plan(spiked, 0)
+    plan(replace(spiked, spike_at_s=1.0), 0)
 
 
 def test_a_shared_prefix() -> None:
@@ -109,6 +147,21 @@ def test_mooncake_hashes_share_prefixes(tmp_path: Path) -> None:
     first, second = (json.loads(maker.body([maker.prompt(job.turns[0])], 5))["prompt"] for job in planned.jobs)
     assert (len(first), len(second)) == (275, 258)
     assert first[:256] == second[:256] and first[256:258] != second[256:258]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1 / 3, 0.3, 0.7])
+def test_prompts_of_scaled_blocks_have_their_whole_length(tmp_path: Path, scale: float) -> None:
+    row = {"timestamp": 0, "input_length": 6000, "output_length": 5, "hash_ids": list(range(12))}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    planned = plan(Workload(trace=TraceChoice(path=tmp_path / "m.jsonl", length_scale=scale), duration_s=None), 0)
+    assert lengths(planned.jobs[0]) == [round(6000 * scale)]
+
+
+@pytest.mark.parametrize("change", [{"length_scale": 0.5}, {"max_input": 9}, {"max_output": 9}])
+def test_servegen_has_no_lengths_to_change(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "s.csv").write_text("client,timestamp,rate,cv,pattern,param1,param2\n0,600,1.0,1.0,Gamma,1.0,0.04\n")
+    with pytest.raises(ConfigError, match="a ServeGen trace has no lengths"):
+        plan(Workload(trace=TraceChoice(path=tmp_path / "s.csv", **change), duration_s=None), 0)
 
 
 def test_servegen_takes_the_lengths_of_the_workload(tmp_path: Path) -> None:
@@ -157,6 +210,8 @@ def test_workers_are_as_many_as_the_load_needs(monkeypatch: pytest.MonkeyPatch) 
 
     open_loop = Workload(rate=1.0)
     assert [choose_workers(open_loop, planned(rate)) for rate in (1, 100, 250, 10_000)] == [1, 2, 4, 8]
+    spiked = Workload(rate=5.0, spike=50.0, spike_at_s=1.0)
+    assert choose_workers(spiked, planned(5)) == 4, "the spike is 250 requests/s"
     assert [choose_workers(Workload(concurrency=n), planned(0)) for n in (1, 64, 512, 4096)] == [1, 1, 3, 8]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from packing import bf16
+from numpy.typing import NDArray
+from packing import bf16, from_bf16
 
 from guard import at_page_end
 from trivet import _core
 
+Array = NDArray[Any]
 SIZES = [1, 2, 15, 16, 17, 63, 64, 65, 128, 129, 576, 1000]
 EPS = np.finfo(np.float32).eps
 
@@ -70,15 +74,50 @@ def test_to_bf16_keeps_nan_infinity_and_ties(isa: str) -> None:
     assert out[1:8].tolist() == [0x7F80, 0xFF80, 0x8000, 0x3F80, 0x3F82, 0x7F80, 0x0001]
 
 
-@pytest.mark.parametrize("n", [2, 6, 30, 32, 34, 64, 96, 128, 256])
-def test_rope(isa: str, n: int) -> None:
-    x, angle = row(n), np.random.default_rng(n).uniform(0, 6, n // 2)
+def turned(n: int, norm: bool) -> tuple[Array, bytes, Array]:
+    """A head of n numbers as f32, its bf16 bits as bytes, and both in float64."""
+    x, angle = at_page_end(bf16(row(n))), np.random.default_rng(n).uniform(0, 6, n // 2)
     cos, sin = at_page_end(np.cos(angle).astype(np.float32)), at_page_end(np.sin(angle).astype(np.float32))
-    got = at_page_end(x)
-    _core.kernels.rope(got, cos, sin)
-    a, b = x[: n // 2].astype(np.float64), x[n // 2 :].astype(np.float64)
-    want = np.concatenate([a * cos - b * sin, b * cos + a * sin])
-    assert np.all(np.abs(got - want) <= 3 * EPS * (np.abs(np.concatenate([a, b])) + np.abs(np.concatenate([b, a]))))
+    weight, out = at_page_end(row(n, 1)), at_page_end(np.zeros(n, np.float32))
+    half = _core.kernels.turn(x, weight if norm else None, 1e-6, cos, sin, out)
+    wide = from_bf16(x).astype(np.float64)
+    if norm:
+        wide = wide / np.sqrt((wide**2).mean() + 1e-6) * weight
+    a, b = wide[: n // 2], wide[n // 2 :]
+    return out, half, np.concatenate([a * cos - b * sin, b * cos + a * sin])
+
+
+HEAD_DIMS = [2, 6, 30, 32, 34, 64, 96, 128, 256]
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("n", HEAD_DIMS)
+def test_heads_are_normed_and_turned(isa: str, n: int, norm: bool) -> None:
+    got, half, want = turned(n, norm)
+    scale = np.abs(want).max()
+    assert np.all(np.abs(got - want) <= (8 + n if norm else 4) * EPS * scale)
+    assert np.array_equal(np.frombuffer(half, np.uint16), bf16(got))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("n", HEAD_DIMS)
+def test_every_tier_turns_heads_to_the_same_bits(n: int, norm: bool) -> None:
+    before, seen = _core.isa(), set()
+    try:
+        for tier in _core.available_isas():
+            _core.set_isa(tier)
+            got, half, _ = turned(n, norm)
+            seen.add((got.tobytes(), half))
+    finally:
+        _core.set_isa(before)
+    assert len(seen) == 1
+
+
+def test_a_head_of_wrong_sizes_is_refused() -> None:
+    x, cos, out = bf16(row(64)), row(32), np.zeros(64, np.float32)
+    for bad in [(x, None, cos[:31], cos, out), (x, None, cos, cos, out[:63]), (x, row(63), cos, cos, out)]:
+        with pytest.raises(ValueError):
+            _core.kernels.turn(bad[0], bad[1], 1e-6, bad[2], bad[3], bad[4])
 
 
 @pytest.mark.parametrize("n", SIZES)

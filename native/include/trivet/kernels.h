@@ -89,7 +89,7 @@ struct AttendItem {
   float scale;              // of the scores
   size_t key_begin, key_end;  // keys looked at: key_begin a multiple of kKeySegment
 };
-// out: f32 [num_rows][Pp] not yet divided, max and sum f32 [num_rows]; exact meaning in attend_item of common/attention.h.
+// out: f32 [kQueryTile][Pp] (rows past num_rows are of no meaning) not yet divided, max and sum f32 [num_rows]; exact meaning in attend_item of common/attention.h.
 //   scratch  64-byte aligned, attend_scratch_bytes(pp)
 using AttendFn = void (*)(const AttendItem& item, float* out, float* row_max, float* row_sum, uint8_t* scratch);
 constexpr size_t attend_scratch_bytes(size_t pp) { return (kQueryTile * kKeyStep * 6) + kKeyStep * pp * 4 + kQueryTile * pp * 8 + 16384; }
@@ -115,6 +115,16 @@ struct KvRows {
 using WriteKvFn = void (*)(const KvRows& rows);
 constexpr size_t kMaxHeadDim = 256;
 
+// One head of a query or key: normed as rms_norm does where there is a weight, then its halves (x1, x2) turned to
+// (x1 cos - x2 sin, x2 cos + x1 sin).
+struct HeadTurn {
+  const uint16_t* x;         // bf16 [head_dim]
+  const float* norm_weight;  // [head_dim], or null
+  float eps;
+  const float *cos, *sin;    // [head_dim / 2]
+  size_t head_dim;
+};
+
 struct Kernels {
   const char* name;
   LinearFn linear[3];  // by LinearKind
@@ -128,10 +138,10 @@ struct Kernels {
   void (*quantize_bf16)(const uint16_t* x, size_t k, size_t kp, int8_t* out, float* scale);
   // bf16, round half to even; zeros from k to kp. NaN stays NaN.
   void (*to_bf16)(const float* x, size_t k, size_t kp, uint16_t* out);
-  void (*from_bf16)(const uint16_t* x, size_t k, float* out);
-  // In place on one head: (x1, x2) halves -> (x1 cos - x2 sin, x2 cos + x1 sin).
-  void (*rope)(float* x, const float* cos, const float* sin, size_t head_dim);
-  // x[i] / sum for the head's row, written as bf16 [p].
+  // See HeadTurn; as f32, or rounded to bf16.
+  void (*turn)(const HeadTurn& head, float* out);
+  void (*turn_bf16)(const HeadTurn& head, uint16_t* out);
+  // x[i] (1 / sum) for the head's row, written as bf16 [p].
   void (*divide)(const float* x, float sum, size_t p, uint16_t* out);
   WriteKvFn write_kv;
 };

@@ -22,6 +22,8 @@ namespace {
       _tile_dpbf16ps(c, a, b);    \
   } while (0)
 
+#define TRIVET_INLINE_MEMBER [[gnu::always_inline]] inline
+
 template <bool kInt8>
 using Acc = std::conditional_t<kInt8, vi, vf>;
 
@@ -65,32 +67,39 @@ void block_1x4(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_byte
   _tile_stored(3, c + 3072, 64);
 }
 
-// What follows the product of a block of 32 rows and 2 panels, a few rows at a time, so that it can be done while the
+// What follows the product of a block of 32 rows and 2 panels, a row or two at a time, so that it can be done while the
 // tile unit computes the next block: after the product it took a fifth of the time. The lines that the next block will
 // be written to are asked for here, since they lie row by row on other pages, where no hardware foresees them.
+// Everything that a row needs is a pointer that moves on: this runs between tile instructions, which wait for whatever
+// stands before them.
 template <bool kInt8, Epilogue kEpilogue>
 class Finisher {
  public:
-  Finisher(const Linear& w, const Rows& x, const Output& out) : w_(w), x_(x), out_(out) {}
+  Finisher(const Linear& w, const Rows& x, const Output& out) : w_(w), x_(x), out_(out), row_bytes_(out.ld * kItem) {}
 
   // Rows [row, row + 32) of panels `panel` and `panel + 1`, whose accumulators stand at c as block_2x2 stores them.
   void begin(const uint8_t* c, size_t row, size_t panel) {
-    rest();
+    left_ = x_.num - row < 32 ? x_.num - row : 32;
+    if (w_.bias || w_.n < 16 * panel + 32) return with_care(c, row, panel);
     c_ = c;
-    row_ = row;
-    panel_ = panel;
-    next_ = 0;
-    num_ = x_.num - row < 32 ? x_.num - row : 32;
-    is_whole_ = w_.n >= 16 * panel + 32;
+    to_ = place(row, panel);
     const bool is_last = row + 32 >= x_.num;
-    ahead_ = place(is_last ? 0 : row + 32, is_last ? panel + 2 : panel);
+    ahead_ = place(is_last ? 0 : row + 32, is_last ? panel + 2 : panel) - to_;
+    row_scale_ = x_.scales + row;
     if (kInt8)
       for (size_t p = 0; p < 2; ++p) scale_[p] = load(w_.scales + 16 * (panel + p));
   }
-  [[gnu::always_inline]] inline void some(size_t count) {
-    for (size_t i = 0; i < count && next_ < num_; ++i, ++next_) one(next_);
+  size_t left() const { return left_; }
+  void rest() {
+    for (; left_ > 0; --left_) one();
   }
-  void rest() { some(num_ - next_); }
+  // `count` rows, of which the caller knows that they are left.
+  template <int kCount>
+  TRIVET_INLINE_MEMBER void some() {
+#pragma GCC unroll 2
+    for (int i = 0; i < kCount; ++i) one();
+    left_ -= kCount;
+  }
 
  private:
   static constexpr size_t kItem = kEpilogue == Epilogue::kSiluMul || kEpilogue == Epilogue::kStoreBf16 ? 2 : 4;
@@ -99,87 +108,129 @@ class Finisher {
     const size_t column = kEpilogue == Epilogue::kSiluMul ? 8 * panel : 16 * panel;
     return static_cast<uint8_t*>(out_.data) + (row * out_.ld + column) * kItem;
   }
-  [[gnu::always_inline]] inline void one(size_t r) const {
+  TRIVET_INLINE_MEMBER void one() {
     Acc<kInt8> acc[2];
-    const uint8_t* c = c_ + 2048 * (r / 16) + 64 * (r % 16);
-    __builtin_memcpy(&acc[0], c, 64);
-    __builtin_memcpy(&acc[1], c + 1024, 64);
-    const uint8_t* ahead = ahead_ + r * out_.ld * kItem;
-    __builtin_prefetch(ahead, 1);
-    if (kItem == 4) __builtin_prefetch(ahead + 64, 1);
-    if (!is_whole_ || w_.bias) return with_care(r, acc);
+    __builtin_memcpy(&acc[0], c_, 64);
+    __builtin_memcpy(&acc[1], c_ + 64, 64);
+    __builtin_prefetch(to_ + ahead_, 1);
+    if (kItem == 4) __builtin_prefetch(to_ + ahead_ + 64, 1);
     vf y[2];
     for (size_t p = 0; p < 2; ++p) {
       if constexpr (kInt8)
-        y[p] = (to_float(acc[p]) * scale_[p]) * x_.scales[row_ + r];
+        y[p] = (to_float(acc[p]) * scale_[p]) * *row_scale_;
       else
         y[p] = acc[p];
     }
-    uint8_t* to = place(row_ + r, panel_);
     if constexpr (kEpilogue == Epilogue::kSiluMul) {
-      store_bf16_quick(reinterpret_cast<uint16_t*>(to), silu(y[0]) * y[1]);
+      store_bf16_quick(reinterpret_cast<uint16_t*>(to_), silu(y[0]) * y[1]);
     } else if constexpr (kEpilogue == Epilogue::kStoreBf16) {
-      store_bf16_quick(reinterpret_cast<uint16_t*>(to), y[0]);
-      store_bf16_quick(reinterpret_cast<uint16_t*>(to) + 16, y[1]);
+      store_bf16_quick(reinterpret_cast<uint16_t*>(to_), y[0]);
+      store_bf16_quick(reinterpret_cast<uint16_t*>(to_) + 16, y[1]);
     } else {
-      float* o = reinterpret_cast<float*>(to);
+      float* o = reinterpret_cast<float*>(to_);
       for (size_t p = 0; p < 2; ++p) store(o + 16 * p, kEpilogue == Epilogue::kAdd ? load(o + 16 * p) + y[p] : y[p]);
     }
+    c_ += 128;
+    to_ += row_bytes_;
+    ++row_scale_;
   }
-  void with_care(size_t r, const Acc<kInt8> (&acc)[2]) const {
-    if constexpr (kEpilogue == Epilogue::kSiluMul)
-      finish_gate_up(w_, x_, panel_, row_ + r, acc[0], acc[1], out_);
-    else
-      for (size_t p = 0; p < 2; ++p) finish(w_, x_, panel_ + p, row_ + r, acc[p], out_);
+  [[gnu::noinline]] void with_care(const uint8_t* c, size_t row, size_t panel) {
+    Acc<kInt8> acc[2];
+    for (; left_ > 0; --left_, ++row, c += 128) {
+      __builtin_memcpy(acc, c, 128);
+      if constexpr (kEpilogue == Epilogue::kSiluMul)
+        finish_gate_up(w_, x_, panel, row, acc[0], acc[1], out_);
+      else
+        for (size_t p = 0; p < 2; ++p) finish(w_, x_, panel + p, row, acc[p], out_);
+    }
   }
 
   const Linear& w_;
   const Rows& x_;
   const Output& out_;
-  const uint8_t *c_ = nullptr, *ahead_ = nullptr;
-  size_t row_ = 0, panel_ = 0, next_ = 0, num_ = 0;
-  bool is_whole_ = false;
+  const size_t row_bytes_;
+  const uint8_t* c_ = nullptr;
+  uint8_t* to_ = nullptr;
+  ptrdiff_t ahead_ = 0;  // from a row to the same row of the next block
+  const float* row_scale_ = nullptr;
+  size_t left_ = 0;
   vf scale_[2];
 };
 
-// Lines that will be wanted later, a few at each step of a product that computes from cache.
+// Lines that will be wanted later, some at each step of a product that computes from cache.
 struct Ahead {
   const uint8_t* at;
-  size_t lines;  // a step
+  size_t fours;  // a step
 };
 
-// Rows [row, row + 32) against 2 panels; accumulator 2 i + j is row tile i, panel j. kCold: the weights come from memory.
+// One product of 32 rows and 2 panels on its way through K. Accumulator 2 i + j is row tile i, panel j.
+template <bool kInt8>
+struct Walk {
+  const uint8_t *a, *b;
+  size_t lda, panel_bytes;
+  ptrdiff_t step;  // of a; b moves 16 times as far
+};
+
+// `count` steps, with kRows rows of the block before finished at each. kCold: the weights come from memory and are used
+// once, while the activations stay in L1. Else the weights of two panels stay in L1, and activations pass through it:
+// the hint keeps them from pushing the weights out.
+template <bool kInt8, bool kCold, int kRows, class F>
+TRIVET_INLINE void steps(Walk<kInt8>& walk, size_t count, F& finisher, Ahead& ahead) {
+  const uint8_t *a = walk.a, *b = walk.b;
+  const size_t lda = walk.lda, lower = 16 * lda, panel_bytes = walk.panel_bytes;
+  for (; count > 0; --count) {
+    if (kCold) {
+      _tile_loadd(4, a, lda);
+      prefetch_tile(ahead.at);
+      _tile_stream_loadd(6, b, 64);
+      TRIVET_DOT(0, 4, 6);
+      prefetch_tile(ahead.at + panel_bytes);
+      _tile_stream_loadd(7, b + panel_bytes, 64);
+      TRIVET_DOT(1, 4, 7);
+      finisher.template some<kRows>();
+      _tile_loadd(5, a + lower, lda);
+      ahead.at += 1024;
+    } else {
+      for (size_t i = 0; i < ahead.fours; ++i, ahead.at += 256)
+        for (size_t j = 0; j < 256; j += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead.at + j), _MM_HINT_T1);
+      _tile_stream_loadd(4, a, lda);
+      _tile_loadd(6, b, 64);
+      TRIVET_DOT(0, 4, 6);
+      _tile_loadd(7, b + panel_bytes, 64);
+      TRIVET_DOT(1, 4, 7);
+      finisher.template some<kRows>();
+      _tile_stream_loadd(5, a + lower, lda);
+    }
+    TRIVET_DOT(2, 5, 6);
+    TRIVET_DOT(3, 5, 7);
+    a += walk.step;
+    b += 16 * walk.step;
+  }
+  walk.a = a;
+  walk.b = b;
+}
+
+// The whole block; its accumulators go to c, two panels of a row side by side.
 template <bool kInt8, bool kCold, class F>
-void block_2x2(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_bytes, size_t chunks, uint8_t* c, F& finisher,
-               size_t rows_a_step, Ahead& ahead) {
-  const uint8_t* a1 = a + 16 * lda;
-  const uint8_t* b1 = b + panel_bytes;
+TRIVET_INLINE void block_2x2(Walk<kInt8> walk, size_t chunks, uint8_t* c, F& finisher, Ahead& ahead) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (size_t i = 0; i < chunks; ++i, a += 64, a1 += 64, b += 1024, b1 += 1024) {
-    if (kCold) {
-      const uint8_t* next = ahead_of(b - 1024 * i, 1024 * i, panel_bytes, 2);
-      prefetch_tile(next);
-      prefetch_tile(next + panel_bytes);
-    } else {
-      for (size_t j = 0; j < ahead.lines; ++j, ahead.at += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead.at), _MM_HINT_T1);
-    }
-    _tile_loadd(4, a, lda);
-    _tile_loadd(6, b, 64);
-    TRIVET_DOT(0, 4, 6);
-    _tile_loadd(7, b1, 64);
-    TRIVET_DOT(1, 4, 7);
-    finisher.some(rows_a_step);
-    _tile_loadd(5, a1, lda);
-    TRIVET_DOT(2, 5, 6);
-    TRIVET_DOT(3, 5, 7);
+  size_t woven;
+  if (chunks >= 32) {
+    woven = finisher.left();
+    steps<kInt8, kCold, 1>(walk, woven, finisher, ahead);
+  } else {
+    woven = finisher.left() / 2 < chunks ? finisher.left() / 2 : chunks;
+    steps<kInt8, kCold, 2>(walk, woven, finisher, ahead);
   }
-  _tile_stored(0, c, 64);
-  _tile_stored(1, c + 1024, 64);
-  _tile_stored(2, c + 2048, 64);
-  _tile_stored(3, c + 3072, 64);
+  steps<kInt8, kCold, 0>(walk, chunks - woven, finisher, ahead);
+  finisher.rest();
+  _tile_stored(0, c, 128);
+  _tile_stored(1, c + 64, 128);
+  _tile_stored(2, c + 2048, 128);
+  _tile_stored(3, c + 2112, 128);
 }
 
 // 16 rows of one panel, for the odd panel at the end.
@@ -212,10 +263,9 @@ TRIVET_INLINE void finish_rows(const Linear& w, const Rows& x, size_t row, size_
 template <bool kInt8, bool kUnpack, Epilogue kEpilogue>
 void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
   const size_t row_bytes = w.kp * (kInt8 ? 1 : 2), chunks = row_bytes / 64, panel_bytes = 16 * row_bytes;
-  const size_t blocks = (x.num + 31) / 32, rows_a_step = (32 + chunks - 1) / chunks;
   // The next two panels come into L2 while these are used; a single block of rows has no time for that.
-  const size_t warm_steps = chunks * (blocks - 1), lines = w.panel_bytes() / 32;
-  const size_t lines_a_step = blocks > 1 ? (lines + warm_steps - 1) / warm_steps : 0;
+  const size_t blocks = (x.num + 31) / 32, lines = w.panel_bytes() / 32;
+  const size_t fours = (lines + 4 * chunks * blocks - 1) / (4 * chunks * blocks);
   const uint8_t* a = static_cast<const uint8_t*>(x.data);
   uint8_t *c = scratch, *unpacked = scratch + 8192;
   Finisher<kInt8, kEpilogue> finisher(w, x, out);
@@ -226,14 +276,22 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
       unpack_i4<0>(w, p, 2, unpacked);
       b = unpacked;
     }
-    Ahead ahead{w.codes + (p + 2) * w.panel_bytes(), lines_a_step};
+    const bool is_cold = !kUnpack && (blocks == 1 || p == begin);
+    Ahead next{w.codes + (p + 2) * w.panel_bytes(), blocks > 1 ? fours : 0};
     for (size_t row = 0; row < x.num; row += 32, ++num_done) {
-      const uint8_t* rows = a + row * row_bytes;
       uint8_t* sums = c + num_done % 2 * 4096;
-      if (row == 0 && !kUnpack)
-        block_2x2<kInt8, true>(rows, row_bytes, b, panel_bytes, chunks, sums, finisher, rows_a_step, ahead);
-      else
-        block_2x2<kInt8, false>(rows, row_bytes, b, panel_bytes, chunks, sums, finisher, rows_a_step, ahead);
+      Walk<kInt8> walk{a + row * row_bytes, b, row_bytes, panel_bytes, 64};
+      if (is_cold && row == 0) {
+        Ahead soon{b + kAhead, 0};
+        block_2x2<kInt8, true>(walk, chunks, sums, finisher, soon);
+      } else {
+        if (kInt8 && num_done % 2) {  // back through K: what was used last is still in L1 (int32 sums know no order)
+          walk.a += 64 * (chunks - 1);
+          walk.b += 1024 * (chunks - 1);
+          walk.step = -64;
+        }
+        block_2x2<kInt8, false>(walk, chunks, sums, finisher, next);
+      }
       finisher.begin(sums, row, p);
     }
   }

@@ -8,14 +8,21 @@
 namespace trivet {
 namespace {
 
-// c[r, 0..31] = sum over i < num of a[r, 32 i ..] . (b0[i], b1[i]) for 16 rows, or for 32 that share each tile of b: keys
-// and values come from L2, which cannot feed the tile unit when each tile of them is used once.
-template <bool kTwo, class B>
+// c[r, 0..31] (+)= sum over i < num of a[r, 32 i ..] . (b0[i], b1[i]) for 16 rows, or for 32 that share each tile of b:
+// keys and values come from L2, which cannot feed the tile unit when each tile of them is used once.
+template <bool kTwo, bool kAdd, class B>
 TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_t ldb, float* c, size_t ldc) {
-  _tile_zero(0);
-  _tile_zero(1);
-  if (kTwo) _tile_zero(2);
-  if (kTwo) _tile_zero(3);
+  if (kAdd) {
+    _tile_loadd(0, c, 4 * ldc);
+    _tile_loadd(1, c + 16, 4 * ldc);
+    if (kTwo) _tile_loadd(2, c + 16 * ldc, 4 * ldc);
+    if (kTwo) _tile_loadd(3, c + 16 * ldc + 16, 4 * ldc);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (kTwo) _tile_zero(2);
+    if (kTwo) _tile_zero(3);
+  }
   for (size_t i = 0; i < num; ++i) {
     _tile_loadd(4, a + 32 * i, 2 * lda);
     _tile_loadd(6, b(i, 0), ldb);
@@ -38,13 +45,13 @@ struct Tier {
   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
     for (size_t g = 0; g < groups; g += 2) {  // groups is even
       auto key = [&](size_t i, size_t j) { return keys[g + j] + 512 * i; };
-      (rows > 16 ? chain<true, decltype(key)&> : chain<false, decltype(key)&>)(q, pp, key, pp / 32, 64, s + 16 * g, kKeyStep);
+      (rows > 16 ? chain<true, false, decltype(key)&> : chain<false, false, decltype(key)&>)(q, pp, key, pp / 32, 64, s + 16 * g, kKeyStep);
     }
   }
   static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
     for (size_t p = 0; p < pp; p += 32) {  // Pp is a multiple of 32
       auto value = [&](size_t i, size_t j) { return vals[i] + 2 * p + 32 * j; };
-      (rows > 16 ? chain<true, decltype(value)&> : chain<false, decltype(value)&>)(w, kKeyStep, value, runs, 4 * pp, o + p, pp);
+      (rows > 16 ? chain<true, true, decltype(value)&> : chain<false, true, decltype(value)&>)(w, kKeyStep, value, runs, 4 * pp, o + p, pp);
     }
   }
 };

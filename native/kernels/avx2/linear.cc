@@ -230,7 +230,7 @@ class Bf16 {
       if (q == 0) ahead.at(16 * i + size_t(j), j % 2);
       return codes + size_t(q / 2) * panel_bytes + 1024 * i + 64 * size_t(j) + 32 * size_t(q % 2);
     };
-    chain<Unit, R, Q>(wide_ + row * ld_, ld_, at, w_.kp / 32, sums, kLd);
+    chain<Unit, false, R, Q>(wide_ + row * ld_, ld_, at, w_.kp / 32, sums, kLd);
   }
 
  private:

@@ -7,7 +7,7 @@ namespace trivet {
 namespace {
 
 struct TileUnit : Unit {
-  template <class At>
+  template <bool kAdd, class At>
   TRIVET_INLINE void tile(size_t rows, const float* a, size_t lda, At&& at, size_t num, float* c, size_t ldc) {
     const auto both = [&](size_t i, int j, int q) { return at(i, j) + 16 * q; };
     const auto right = [&](size_t i, int j, int) { return at(i, j) + 16; };
@@ -15,10 +15,10 @@ struct TileUnit : Unit {
       const float* x = a + r * lda;
       float* y = c + r * ldc;
 #define TRIVET_HALVES(R) \
-  case R: return chain<Unit, R, 1>(x, lda, both, num, y, ldc), chain<Unit, R, 1>(x, lda, right, num, y + 8, ldc)
+  case R: return chain<Unit, kAdd, R, 1>(x, lda, both, num, y, ldc), chain<Unit, kAdd, R, 1>(x, lda, right, num, y + 8, ldc)
       switch (length) {
-        case 1: return chain<Unit, 1, 2>(x, lda, both, num, y, ldc);
-        case 2: return chain<Unit, 2, 2>(x, lda, both, num, y, ldc);
+        case 1: return chain<Unit, kAdd, 1, 2>(x, lda, both, num, y, ldc);
+        case 2: return chain<Unit, kAdd, 2, 2>(x, lda, both, num, y, ldc);
         TRIVET_HALVES(3);
         TRIVET_HALVES(4);
         TRIVET_HALVES(5);

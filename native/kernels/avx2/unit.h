@@ -21,6 +21,7 @@ struct Unit {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
     store(out, _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
   }
+  TRIVET_INLINE F floats(const float* p) { return _mm256_loadu_ps(p); }
   TRIVET_INLINE F pair(const float* p) {
     double both;
     __builtin_memcpy(&both, p, 8);

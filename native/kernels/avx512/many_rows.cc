@@ -113,7 +113,7 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, const float* wide, s
       ahead.at(16 * i + size_t(j), j % 2);
       return codes + 1024 * i + 64 * size_t(j);
     };
-    chain<Unit, R, 1>(wide, ld, at, w.kp / 32, sums + 16 * p, 32);
+    chain<Unit, false, R, 1>(wide, ld, at, w.kp / 32, sums + 16 * p, 32);
   }
   for (int r = 0; r < R; ++r) {
     if (out.epilogue == Epilogue::kSiluMul)

@@ -8,13 +8,13 @@ namespace trivet {
 namespace {
 
 struct TileUnit : Unit {
-  template <class At>
+  template <bool kAdd, class At>
   TRIVET_INLINE void tile(size_t rows, const float* a, size_t lda, At&& at, size_t num, float* c, size_t ldc) {
     const auto pairs = [&](size_t i, int j, int) { return at(i, j); };
     for_runs(rows, kMostRows, [&](size_t r, size_t length, size_t, size_t) {
       switch (length) {
 #define TRIVET_CASE(R) \
-  case R: return chain<Unit, R, 1>(a + r * lda, lda, pairs, num, c + r * ldc, ldc);
+  case R: return chain<Unit, kAdd, R, 1>(a + r * lda, lda, pairs, num, c + r * ldc, ldc);
         TRIVET_EACH_ROWS(TRIVET_CASE)
       }
     });

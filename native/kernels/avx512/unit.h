@@ -21,6 +21,7 @@ struct Unit {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
     store(out, _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
   }
+  TRIVET_INLINE F floats(const float* p) { return _mm512_loadu_ps(p); }
   TRIVET_INLINE F pair(const float* p) {
     double both;
     __builtin_memcpy(&both, p, 8);

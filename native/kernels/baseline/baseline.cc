@@ -62,10 +62,11 @@ void linear(const Linear& w, const Rows& x, size_t begin, size_t end, const Outp
 }
 
 struct Chain {
+  template <bool kAdd>
   static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb,
                     float* c, size_t ldc) {
     for (size_t r = 0; r < rows; ++r) {
-      vf acc{};
+      vf acc = kAdd ? load(c + r * ldc) : vf{};
       for (size_t i = 0; i < num; ++i) {
         vf even{}, odd{};
         for (int j = 0; j < 16; ++j) {

@@ -5,7 +5,8 @@
 //   keys past position[r]: s = -inf
 //   m' = max(m, max_j s); a = 2^((m - m') c); w[r, j] = 2^((s[r, j] - m') c), where c = scale * log2(e)
 //   l = l * a + sum_j w[r, j]               16 lanes, in order of j, then one tree
-//   o[r] = o[r] * a + w[r] . v              w rounded to bf16 (int8 values: after the factor of the key's value scale)
+//   o[r] = o[r] * a + w[r] . v              w rounded to bf16 (int8 values: after the factor of the key's value scale);
+//                                           the product is added 32 keys at a time
 // What is given back as a maximum is m c, so that partials merge without the scale.
 // A step that a row does not see at all leaves it as it was, bit for bit (a = 1, w = 0), so a row's result depends
 // on its own position alone and not on the rows beside it.
@@ -28,23 +29,24 @@ TRIVET_INLINE void widen(const int8_t* in, uint16_t* out) {
   }
 }
 
-// The two products of attention from one that chains tiles: c[r, 0..15] = sum over i < num of a[r, 32 i ..] . b[i], with
-// rows of a and c at lda and ldc, and 16 rows of 32 numbers of b[i] at ldb. Chain: struct with
-//   static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb, float* c, size_t ldc)
+// The two products of attention from one that chains tiles: c[r, 0..15] (+)= sum over i < num of a[r, 32 i ..] . b[i],
+// with rows of a and c at lda and ldc, and 16 rows of 32 numbers of b[i] at ldb; kAdd: the chain begins with c, else with
+// 0. Rows up to the next multiple of 4 may be computed. Chain: struct with
+//   template <bool kAdd> static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb, float* c, size_t ldc)
 template <class Chain>
 struct TileProducts {
   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
     for (size_t g = 0; g < groups; ++g) {
       const uint16_t* chunk[8];
       for (size_t i = 0; i < pp / 32; ++i) chunk[i] = keys[g] + i * 512;
-      Chain::chain(rows, q, pp, chunk, pp / 32, 32, s + 16 * g, kKeyStep);
+      Chain::template chain<false>(rows, q, pp, chunk, pp / 32, 32, s + 16 * g, kKeyStep);
     }
   }
   static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
     for (size_t p = 0; p < pp; p += 16) {
       const uint16_t* run[kKeyStep / 32];
       for (size_t i = 0; i < runs; ++i) run[i] = vals[i] + 2 * p;
-      Chain::chain(rows, w, kKeyStep, run, runs, 2 * pp, o + p, pp);
+      Chain::template chain<true>(rows, w, kKeyStep, run, runs, 2 * pp, o + p, pp);
     }
   }
 };
@@ -53,15 +55,14 @@ struct TileProducts {
 //   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s);
 //     s[r * kKeyStep + 16 g + c] = q[r] . keys[g][:, c], keys[g] is bf16 [Pp/2][16][2]; at least `rows` rows
 //   static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o);
-//     o[r * pp + p] = sum over runs of 32 keys, vals[i] is bf16 [16][Pp][2]; w is [kQueryTile][kKeyStep]
+//     o[r * pp + p] += sum over runs of 32 keys, vals[i] is bf16 [16][Pp][2]; w is [kQueryTile][kKeyStep]
 template <class Tier>
 void attend_item(const AttendItem& it, float* out, float* row_max, float* row_sum, uint8_t* scratch) {
   const KvView& kv = it.kv;
   const size_t pp = kv.pp, rows = it.num_rows;
   float* s = reinterpret_cast<float*>(scratch);                                     // [kQueryTile][kKeyStep]
   uint16_t* w = reinterpret_cast<uint16_t*>(scratch + kQueryTile * kKeyStep * 4);   // [kQueryTile][kKeyStep]
-  float* o = reinterpret_cast<float*>(scratch + kQueryTile * kKeyStep * 6);         // [kQueryTile][Pp]
-  uint16_t* wide_k = reinterpret_cast<uint16_t*>(o + kQueryTile * pp);              // [kKeyStep * Pp] int8 only
+  uint16_t* wide_k = reinterpret_cast<uint16_t*>(scratch + kQueryTile * kKeyStep * 6);  // [kKeyStep * Pp] int8 only
   uint16_t* wide_v = wide_k + kKeyStep * pp;
   const float c = it.scale * kLog2E;
   float key_scale[kKeyStep], value_scale[kKeyStep];
@@ -73,7 +74,7 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
     row_max[r] = -__builtin_inff();
     row_sum[r] = 0;
   }
-  std::memset(out, 0, rows * pp * 4);
+  std::memset(out, 0, kQueryTile * pp * 4);
 
   for (size_t begin = it.key_begin; begin < it.key_end; begin += kKeyStep) {
     // Keys of this step, in runs of 32; runs past key_end are not touched.
@@ -104,27 +105,24 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
     for (size_t r = 0; r < rows; ++r) {
       const int64_t visible = int64_t(it.position[r]) + 1 - int64_t(begin);  // keys of this step that the row sees
       float* row = s + r * kKeyStep;
-      vf m = splat(-__builtin_inff());
-      for (size_t j = 0; j < 32 * runs; j += 16) {
-        vf v = load(row + j);
-        if (kv.int8) store(row + j, v = v * load(key_scale + j));
-        if (int64_t(j) + 16 > visible) {
-          static constexpr int32_t kLane[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-          const int64_t left = visible - int64_t(j);
-          store(row + j, v = select(load(kLane) < int32_t(left < 0 ? 0 : left), v, splat(-__builtin_inff())));
-        }
-        m = max(m, v);
+      uint16_t* wr = w + r * kKeyStep;
+      const size_t seen = visible <= 0 ? 0 : visible < int64_t(32 * runs) ? (size_t(visible) + 15) / 16 * 16 : 32 * runs;
+      if (seen < 32 * runs) std::memset(wr + seen, 0, 2 * (32 * runs - seen));
+      if (seen == 0) continue;  // sees nothing here: the row stays as it is
+      if (kv.int8)
+        for (size_t j = 0; j < seen; j += 16) store(row + j, load(row + j) * load(key_scale + j));
+      if (size_t(visible) < seen) {
+        static constexpr int32_t kLane[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        float* last = row + seen - 16;
+        store(last, select(load(kLane) < int32_t(size_t(visible) + 16 - seen), load(last), splat(-__builtin_inff())));
       }
+      vf m = load(row);
+      for (size_t j = 16; j < seen; j += 16) m = max(m, load(row + j));
       const float step_max = max_lane(m);
       const float old_max = row_max[r], new_max = old_max > step_max ? old_max : step_max;
-      uint16_t* wr = w + r * kKeyStep;
-      if (visible <= 0) {  // sees nothing here: the row stays as it is
-        for (size_t j = 0; j < 32 * runs; j += 16) std::memset(wr + j, 0, 32);
-        continue;
-      }
       const float a = old_max == new_max ? 1.0f : exp2(splat((old_max - new_max) * c))[0];
       vf total{};
-      for (size_t j = 0; j < 32 * runs; j += 16) {
+      for (size_t j = 0; j < seen; j += 16) {
         vf e = exp2((load(row + j) - new_max) * c);
         total = total + e;
         if (kv.int8) e = e * load(value_scale + j);
@@ -135,9 +133,7 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
       if (a != 1.0f)
         for (size_t p = 0; p < pp; p += 16) store(out + r * pp + p, load(out + r * pp + p) * a);
     }
-    Tier::values(rows, w, values, runs, pp, o);
-    for (size_t r = 0; r < rows; ++r)
-      for (size_t p = 0; p < pp; p += 16) store(out + r * pp + p, load(out + r * pp + p) + load(o + r * pp + p));
+    Tier::values(rows, w, values, runs, pp, out);
   }
   for (size_t r = 0; r < rows; ++r) row_max[r] = row_max[r] * c;
 }

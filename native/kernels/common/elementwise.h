@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "kernels/common/vec.h"
+#include "trivet/kernels.h"
 
 namespace trivet {
 namespace {
@@ -56,33 +57,62 @@ void to_bf16(const float* x, size_t k, size_t kp, uint16_t* out) {
   for (; i < kp; ++i) out[i] = 0;
 }
 
-void from_bf16(const uint16_t* x, size_t k, float* out) {
-  size_t i = 0;
-  for (; i + 16 <= k; i += 16) store(out + i, load(x + i));
-  for (; i < k; ++i) out[i] = bf16_to_float(x[i]);
-}
+TRIVET_INLINE void put(float* to, const vf& x) { store(to, x); }
+TRIVET_INLINE void put(uint16_t* to, const vf& x) { store_bf16_quick(to, x); }
 
-void rope(float* x, const float* cos, const float* sin, size_t head_dim) {
-  const size_t half = head_dim / 2;
-  size_t i = 0;
-  for (; i + 16 <= half; i += 16) {
-    const vf a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
-    store(x + i, a * c - b * s);
-    store(x + half + i, b * c + a * s);
+// Head widths of 16 kVecs, a multiple of 64, all in registers.
+template <size_t kVecs, class Out>
+TRIVET_INLINE void turn_whole(const HeadTurn& h, Out* out) {
+  constexpr size_t kHalf = kVecs / 2;
+  vf v[kVecs];
+#pragma GCC unroll 16
+  for (size_t i = 0; i < kVecs; ++i) v[i] = load(h.x + 16 * i);
+  if (h.norm_weight) {
+    vf s[4] = {};
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kVecs; ++i) s[i % 4] = s[i % 4] + v[i] * v[i];
+    const float inv = 1.0f / std::sqrt(sum((s[0] + s[1]) + (s[2] + s[3])) / float(16 * kVecs) + h.eps);
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kVecs; ++i) v[i] = (v[i] * inv) * load(h.norm_weight + 16 * i);
   }
-  for (; i < half; ++i) {
+#pragma GCC unroll 16
+  for (size_t i = 0; i < kHalf; ++i) {
+    const vf a = v[i], b = v[i + kHalf], c = load(h.cos + 16 * i), s = load(h.sin + 16 * i);
+    put(out + 16 * i, a * c - b * s);
+    put(out + 16 * (i + kHalf), b * c + a * s);
+  }
+}
+template <class Out>
+void turn(const HeadTurn& h, Out* out) {
+  if (h.head_dim == 64) return turn_whole<4>(h, out);
+  if (h.head_dim == 128) return turn_whole<8>(h, out);
+  float x[kMaxHeadDim + 16];
+  const size_t p = h.head_dim, half = p / 2;
+  for (size_t i = 0; i < p; ++i) x[i] = bf16_to_float(h.x[i]);
+  if (h.norm_weight) rms_norm(x, h.norm_weight, h.eps, p, x);
+  for (size_t i = 0; i < half; ++i) {
     const float a = x[i], b = x[half + i];
-    x[i] = a * cos[i] - b * sin[i];
-    x[half + i] = b * cos[i] + a * sin[i];
+    x[i] = a * h.cos[i] - b * h.sin[i];
+    x[half + i] = b * h.cos[i] + a * h.sin[i];
+  }
+  for (size_t i = 0; i < p; i += 16) {
+    if (p - i >= 16) {
+      put(out + i, load(x + i));
+      continue;
+    }
+    Out last[16];
+    put(last, load(x + i));
+    std::memcpy(out + i, last, (p - i) * sizeof(Out));
   }
 }
 
 void divide(const float* x, float sum, size_t p, uint16_t* out) {
+  const float inverse = 1.0f / sum;
   size_t i = 0;
-  for (; i + 16 <= p; i += 16) store_bf16(out + i, load(x + i) / sum);
+  for (; i + 16 <= p; i += 16) store_bf16_quick(out + i, load(x + i) * inverse);
   if (i == p) return;
   uint16_t last[16];
-  store_bf16(last, load_first(x + i, p - i) / sum);
+  store_bf16_quick(last, load_first(x + i, p - i) * inverse);
   std::memcpy(out + i, last, 2 * (p - i));
 }
 

@@ -18,7 +18,7 @@ TRIVET_INLINE vf with_bias(const Linear& w, size_t panel, const vf& y) {
   return y + (left >= 16 ? load(w.bias + 16 * panel) : load_first(w.bias + 16 * panel, left));
 }
 
-TRIVET_INLINE vf silu(const vf& x) { return x / (1.0f + exp(-x)); }
+TRIVET_INLINE vf silu(const vf& x) { return x * reciprocal(1.0f + exp(-x)); }
 
 // Writes one row of one panel; columns past N are not written.
 template <class V>

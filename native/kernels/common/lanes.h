@@ -143,7 +143,13 @@ TRIVET_INLINE vi as_int(const vf& x) { vi v; __builtin_memcpy(&v, &x, 64); retur
 TRIVET_INLINE vf as_float(const vi& x) { vf v; __builtin_memcpy(&v, &x, 64); return v; }
 TRIVET_INLINE vf to_float(const vi& x) { return __builtin_convertvector(x, vf); }
 TRIVET_INLINE vi to_int(const vf& x) { return __builtin_convertvector(x, vi); }
-TRIVET_INLINE vu widened(const vh& h) { return __builtin_convertvector(h, vu); }
+TRIVET_INLINE vu widened(const vh& h) {
+#ifdef __AVX512F__  // GCC 12 converts by halves
+  return (vu)_mm512_cvtepu16_epi32((__m256i)h);
+#else
+  return __builtin_convertvector(h, vu);
+#endif
+}
 TRIVET_INLINE vi widened(const vb& b) { return __builtin_convertvector(b, vi); }
 TRIVET_INLINE vh low_halves(const vu& x) { return __builtin_convertvector(x, vh); }
 TRIVET_INLINE vb low_bytes(const vi& x) { return __builtin_convertvector(x, vb); }

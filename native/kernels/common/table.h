@@ -11,7 +11,7 @@ namespace {
 template <class Tier>
 Kernels make_table(const char* name, LinearFn bf16, LinearFn i8, LinearFn i4) {
   return {name, {bf16, i8, i4}, attend_item<Tier>, merge_partials, rms_norm, quantize<float>, quantize<uint16_t>,
-          to_bf16, from_bf16, rope, divide, write_kv};
+          to_bf16, turn<float>, turn<uint16_t>, divide, write_kv};
 }
 
 }  // namespace

@@ -30,22 +30,31 @@ TRIVET_INLINE void store_first(float* p, const vf& v, size_t n) {
 // Nearest integer, ties to even, for |x| < 2^22.
 TRIVET_INLINE vf round_even(const vf& x) { return (x + 12582912.0f) - 12582912.0f; }
 
-// 2^x for x <= 126 (or NaN), relative error below 2^-22; exactly 1 at 0, 0 below -126. x = n + r with |r| <= 0.5, then
-// 1 + r q(r) with q of degree 4 (least largest relative error), whose exponent bits are moved by n. Adding 1.5 * 2^23 to x
-// leaves n in the low bits. What comes out below -126 is not a number of use, and is not taken.
+// 2^x for x <= 126 (or NaN), relative error below 2^-22; exactly 1 at 0, exactly 0 at -127 and below, and between -127 and
+// -126 a denormal, which is 0 to all who read it. x = n + r with |r| <= 0.5, then 1 + r q(r) with q of degree 4 (least
+// largest relative error), whose exponent bits are moved by n. Adding 1.5 * 2^23 to x leaves n in the low bits.
 TRIVET_INLINE vf exp2(const vf& x) {
-  const vf shifted = x + 12582912.0f;
-  const vf r = x - (shifted - 12582912.0f);
+  const vf bottom = splat(-127.0f);
+  const vf cut = select(bottom > x, bottom, x);  // in this order, NaN stays
+  const vf shifted = cut + 12582912.0f;
+  const vf r = cut - (shifted - 12582912.0f);
   vf p = r * 1.32647273e-3f + 9.67151299e-3f;
   p = p * r + 5.55073358e-2f;
   p = p * r + 2.40222424e-1f;
   p = p * r + 6.93147004e-1f;
   p = p * r + 1.0f;
-  const vf y = as_float((vi)((vu)as_int(p) + ((vu)as_int(shifted) << 23)));
-  return select(x < -126.0f, vf{}, y);
+  return as_float((vi)((vu)as_int(p) + ((vu)as_int(shifted) << 23)));
 }
 constexpr float kLog2E = 1.44269504f;
 TRIVET_INLINE vf exp(const vf& x) { return exp2(min(x * kLog2E, splat(126.0f))); }  // cut: never infinite
+
+// 1 / x for x >= 1, relative error below 3e-7 (0 where that is no normal number): a division takes as long as thirty
+// multiplications. The first guess comes from the exponent's bits, each step squares its error.
+TRIVET_INLINE vf reciprocal(const vf& x) {
+  vf y = as_float(0x7ef311c7 - as_int(x));
+  for (int i = 0; i < 3; ++i) y = y * (2.0f - x * y);
+  return y;
+}
 
 // Bits of bf16 in the low half of each lane, round half to even; NaN stays a NaN.
 TRIVET_INLINE vi bf16_bits(const vf& x) {

@@ -24,14 +24,16 @@ def command(
         help="requests a second, sent whether or not earlier ones are answered. Default: 1, or a trace's own")] = None,
     arrivals: Annotated[str, typer.Option(help="poisson, gamma (bursts, see --cv) or constant")] = "poisson",
     cv: Annotated[float, typer.Option(help="gamma: coefficient of variation of the gaps; poisson has 1")] = 2.0,
-    ramp_to: Annotated[float | None, typer.Option(help="the rate goes in a straight line from --rate to this")] = None,
+    ramp_to: Annotated[float | None, typer.Option(
+        help="the rate goes in a straight line from --rate to this, over the --duration")] = None,
     spike: Annotated[float | None, typer.Option(help="multiplies the rate for a while, such as 10")] = None,
     spike_at: Annotated[str, typer.Option(help="when the spike begins, after the warm-up")] = "30s",
     spike_for: Annotated[str, typer.Option(help="how long the spike lasts")] = "60s",
     concurrency: Annotated[int | None, typer.Option(
         help="closed loop instead: that many in flight, the next is sent when one is answered")] = None,
     duration: Annotated[str | None, typer.Option(
-        help="time in which requests are sent, after the warm-up. Default: 30s, or all of a trace")] = None,
+        help="time in which requests are sent, after the warm-up. Default: 30s, with --spike 30s after its end, "
+        "or all of a trace")] = None,
     requests: Annotated[int | None, typer.Option(help="stop after so many, not counting the warm-up")] = None,
     warmup: Annotated[str | None, typer.Option(
         help="requests of this time at the begin do not count. Default: 2s, for a trace 0")] = None,
@@ -63,15 +65,19 @@ def command(
         help="a second target: both get the same load in turn; repeatable")] = None,
     rounds: Annotated[int, typer.Option(help="of --compare; each is a run of --duration on every target")] = 5,
     endpoint: Annotated[str, typer.Option(help="completions or chat")] = "completions",
-    model: Annotated[str | None, typer.Option(help="name of the model. Default: the only one served")] = None,
+    model: Annotated[list[str] | None, typer.Option(
+        help="name of the model; with --compare one for all or one for each. Default: the only one served")] = None,
     api_key: Annotated[str | None, typer.Option(help="sent as bearer token")] = None,
-    tokenizer: Annotated[Path | None, typer.Option(
-        help="folder with the server's tokenizer.json. Default: where the server says that its checkpoint is")] = None,
+    tokenizer: Annotated[list[Path] | None, typer.Option(
+        help="folder with the server's tokenizer.json; one for all or one for each. Default: where the server says "
+        "that its checkpoint is")] = None,
     body: Annotated[str | None, typer.Option(help="further fields of every request, as a JSON object")] = None,
     timeout: Annotated[str, typer.Option(help="a request that is not whole by then has failed")] = "5m",
     insecure: Annotated[bool, typer.Option("--insecure", help="do not check the TLS certificate")] = False,
     workers: Annotated[int | None, typer.Option(help="client processes. Default: what the load needs")] = None,
-    seed: Annotated[int, typer.Option(help="of times, lengths and words: the same seed is the same load")] = 0,
+    seed: Annotated[int | None, typer.Option(
+        help="of times, lengths and words: the same seed is the same load. Default: 0, but other words each time")]
+        = None,
     output: Annotated[Path | None, typer.Option(help="write the JSON record to this file, too")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the JSON record on stdout, instead of tables")] = False,
 ) -> None:  # fmt: skip

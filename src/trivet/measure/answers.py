@@ -60,13 +60,16 @@ _decode = msgspec.json.Decoder(Chunk).decode
 class StreamReader:
     """Reads the stream of one answer into its `Exchange`."""
 
-    __slots__ = ("_counted", "_exchange", "_finished", "_invisible", "_new", "_scanner", "_usage_tokens", "done")
+    __slots__ = (
+        "_counted", "_ended_s", "_exchange", "_finished", "_invisible", "_new", "_scanner", "_usage_tokens", "done"
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._scanner = EventScanner()
         self._finished = False  # a finish_reason was there
         self.done = False  # [DONE] was there, or an error: nothing more counts
+        self._ended_s = -1.0  # the read that brought the first of these two
         self._new = 0  # tokens of the read that is running
         self._counted = 0  # tokens so far
         self._usage_tokens = 0  # the server's last word on it
@@ -84,6 +87,10 @@ class StreamReader:
 
     def end_of_read(self, now: float) -> None:
         """Everything that this read brought has been fed: its tokens came at `now`."""
+        if self._ended_s < 0 and (self._finished or self.done):
+            self._ended_s = now
+            if self._counted:  # the last tokens need not bring text
+                self._count(0)
         if not self._new:
             return
         exchange = self._exchange
@@ -107,6 +114,8 @@ class StreamReader:
         elif self._exchange.first_s < 0:
             self._fail(Outcome.no_tokens, "the answer is whole, but has no tokens")
         else:
+            if self._usage_tokens > self._exchange.num_tokens:  # some were never seen: they came until the answer's end
+                self._exchange.last_s = max(self._exchange.last_s, self._ended_s)
             self._exchange.num_tokens = self._usage_tokens or self._exchange.num_tokens
             self._exchange.outcome = Outcome.ok
 
@@ -147,9 +156,13 @@ class StreamReader:
             num = int(visible)
         if self._exchange.kept is not None:
             self._keep(choice)
-        if not (visible or choice.token_ids):  # a piece of a character, or the end: it counts with the next text
+        if visible or choice.token_ids:
+            self._count(num)
+        else:  # a piece of a character, or the end: it counts with the next text, or with the finish_reason
             self._invisible += num
-            return
+
+    def _count(self, num: int) -> None:
+        """The running read brings `num` tokens, and those before them that brought no text."""
         num += self._invisible
         self._invisible = 0
         self._exchange.num_events += bool(num)
@@ -182,7 +195,9 @@ def outcome_of_status(status: int) -> Outcome:
         return Outcome.http_429
     if status == 404:
         return Outcome.wrong_model
-    return Outcome.http_5xx if status >= 500 else Outcome.http_4xx
+    if status >= 400:
+        return Outcome.http_5xx if status >= 500 else Outcome.http_4xx
+    return Outcome.http_3xx if status >= 300 else Outcome.malformed
 
 
 def message_of(error: Any) -> str:

@@ -56,6 +56,11 @@ class RateProfile:
                 return low + (high - low) * (time_s - begin_s) / (end_s - begin_s)
         return self.points[-1][1] if time_s >= self.points[-1][0] else self.points[0][1]
 
+    @property
+    def peak(self) -> float:
+        """The highest rate."""
+        return max(rate for _, rate in self.points)
+
     def times(self, gaps: Iterator[float]) -> Iterator[float]:
         """Seconds of each arrival, ascending: where the rate's integral reaches the sum of the gaps."""
         segments = zip(self.points, self.points[1:], strict=False)
@@ -89,9 +94,9 @@ def steady(rate: float) -> RateProfile:
     return RateProfile(points=((0.0, rate),))
 
 
-def ramp(first: float, last: float, over_s: float) -> RateProfile:
-    """A rate that goes in a straight line from `first` to `last` within `over_s`, and stays there."""
-    return RateProfile(points=((0.0, first), (over_s, last)))
+def ramp(first: float, last: float, over_s: float, *, at_s: float = 0.0) -> RateProfile:
+    """A rate that goes in a straight line from `first` at `at_s` to `last` within `over_s`, and stays there."""
+    return RateProfile(points=((0.0, first), (at_s, first), (at_s + over_s, last)))
 
 
 def spike(rate: float, *, factor: float = 10.0, at_s: float, for_s: float = 60.0) -> RateProfile:

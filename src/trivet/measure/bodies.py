@@ -56,7 +56,7 @@ class BodyMaker:
                 [b'{"role":"%b","content":"%b"}' % (roles[i % 2], part) for i, part in enumerate(parts)]
             )
         elif dialect.form == "ids":
-            is_text = parts[0][:1] == b'"'  # only alone: `workload.check_fits` refuses chats of texts
+            is_text = parts[0][:1] == b'"'  # only alone: `plan.check_fits` refuses chats of texts
             prompt = b'"prompt":%b' % parts[0] if is_text else b'"prompt":[%b]' % b",".join(parts)
         else:
             prompt = b'"prompt":"%b"' % b"".join(parts)

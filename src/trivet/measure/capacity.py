@@ -45,12 +45,22 @@ Measure = Callable[[float, bool], Awaitable[Trial | None]]  # (rate, confirming)
 
 
 async def find_capacity(
-    measure: Measure, *, first_rate: float, wanted: float = 0.9, precision: float = 0.05, lowest_rate: float = 1e-3
+    measure: Measure,
+    *,
+    first_rate: float,
+    wanted: float = 0.9,
+    precision: float = 0.05,
+    lowest_rate: float = 1e-3,
+    counts_sending: bool = True,
 ) -> Capacity:
-    """Searches from `first_rate` on, until the rates that pass and fail are `precision` (relative) apart."""
+    """Searches from `first_rate` on, until the rates that pass and fail are `precision` (relative) apart.
+
+    `counts_sending`: a limit counts from the intended send time, so a client that is late makes a server look slow,
+    never fast. Without one it makes the rate lower than it says, and a trial that is not valid ends the search.
+    """
     if not 0 < wanted <= 1:
         raise ConfigError(f"the attainment is {wanted:g}, but it must be above 0 and at most 1")
-    search = _Search(measure, wanted)
+    search = _Search(measure, wanted, counts_sending)
     await search.bracket(first_rate, lowest_rate)
     await search.narrow(precision)
     await search.confirm(precision, lowest_rate)
@@ -72,13 +82,14 @@ def _because(search: _Search, lowest_rate: float) -> str:
 class _Search:
     """`passed` and `failed` are the highest rate that passed and the lowest that failed, so far."""
 
-    def __init__(self, measure: Measure, wanted: float) -> None:
+    def __init__(self, measure: Measure, wanted: float, counts_sending: bool) -> None:
         self.trials: list[Trial] = []
         self.passed: float | None = None
         self.failed: float | None = None
         self.problem: str | None = None
         self._measure = measure
         self._wanted = wanted
+        self._counts_sending = counts_sending
 
     async def try_rate(self, rate: float, *, confirming: bool = False) -> bool | None:
         """Whether the rate passes; None if the search must end."""
@@ -88,8 +99,8 @@ class _Search:
             return None
         self.trials.append(trial)
         passes = trial.passes(self._wanted)
-        if not trial.is_valid and not passes:  # a client that is late makes a server look slow, never fast
-            self.problem = f"the client could not keep up at {rate:.3g} requests/s"
+        if not trial.is_valid and not (passes and self._counts_sending):
+            self.problem = f"the client could not keep up at {rate:.3g} requests/s: give it more `--workers`"
             return None
         return passes
 
@@ -105,7 +116,7 @@ class _Search:
             if (self.passed is not None and self.failed is not None) or rate < lowest_rate:
                 return
 
-    async def narrow(self, precision: float) -> None:
+    async def narrow(self, precision: float, *, confirming: bool = False) -> None:
         while (
             self.problem is None
             and self.passed is not None
@@ -113,7 +124,7 @@ class _Search:
             and self.failed > self.passed * (1 + precision)
         ):
             middle = math.sqrt(self.passed * self.failed)
-            passes = await self.try_rate(middle)
+            passes = await self.try_rate(middle, confirming=confirming)
             if passes is None:
                 return
             if passes:
@@ -122,11 +133,15 @@ class _Search:
                 self.failed = middle
 
     async def confirm(self, precision: float, lowest_rate: float) -> None:
-        """Lowers the rate that passed until a longer run at it passes, too."""
-        while self.problem is None and self.passed is not None:
-            passes = await self.try_rate(self.passed, confirming=True)
-            if passes is None or passes:
+        """Lowers the rate that passed until a longer run at it passes: by steps that grow, then halving the last."""
+        rate, step = self.passed, 1 + precision
+        while self.problem is None and rate is not None and rate >= lowest_rate:
+            passes = await self.try_rate(rate, confirming=True)
+            if passes is None:
                 return
-            self.failed = self.passed
-            lower = self.passed / (1 + precision)
-            self.passed = lower if lower >= lowest_rate else None
+            if passes:
+                self.passed = rate
+                await self.narrow(precision, confirming=True)
+                return
+            self.passed, self.failed = None, rate  # nothing is confirmed yet
+            rate, step = rate / step, step * step

@@ -7,10 +7,12 @@ once for each read of a socket, before anything of it is parsed.
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import cast
 
 import httptools
@@ -223,6 +225,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._has_length = False
+        self._retry_after = self._date = ""
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -230,12 +233,15 @@ class Connection(asyncio.Protocol):
             self._is_json = b"json" in value
         elif name in (b"content-length", b"transfer-encoding"):
             self._has_length = True
-        elif name == b"retry-after" and self._exchange is not None:
-            self._exchange.retry_after_s = float(value) if value.strip().isdigit() else 0.0
+        elif name == b"retry-after":
+            self._retry_after = value.decode("latin-1")
+        elif name == b"date":
+            self._date = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         assert self._exchange is not None
         self._exchange.status = self._parser.get_status_code()
+        self._exchange.retry_after_s = seconds_to_wait(self._retry_after, self._date)
         if self._exchange.status == 200 and not self._is_json:
             self._reader = StreamReader(self._exchange)
 
@@ -274,3 +280,16 @@ class Connection(asyncio.Protocol):
         assert exchange is not None and self._transport is not None
         self._transport.abort()
         self._client.finish(exchange, outcome, message)
+
+
+def seconds_to_wait(retry_after: str, date: str) -> float:
+    """What a Retry-After asks for: seconds, or a moment, counted from the answer's Date; -1 if it cannot be read."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(retry_after) - parsedate_to_datetime(date)).total_seconds()
+        except (ValueError, TypeError):
+            return -1.0
+        seconds = max(0.0, seconds)
+    return seconds if 0 <= seconds < math.inf else -1.0

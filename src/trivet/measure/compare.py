@@ -2,8 +2,8 @@
 
 Rounds pair the targets: what a round does to one (another tenant of the machine, a hot CPU) it does to the others.
 The bootstrap draws rounds, then requests inside a round, the same for both; with few rounds its intervals are too
-narrow, which is corrected with Student's t and the lost degree of freedom. "No difference" is said where the interval
-holds 1.
+narrow, which is corrected with Student's t and the lost degree of freedom. Throughput, attainment and goodput are one
+number a round, and so are compared round by round. "No difference" is said where the interval holds 1.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.measure.metrics import inter_token_latencies
+from trivet.measure.metrics import Figures, inter_token_latencies
 from trivet.measure.results import Requests
 from trivet.measure.slo import e2e_s, tpot_s, ttft_s
-from trivet.measure.statistics import Z, t_quantile, weighted_quantiles
+from trivet.measure.statistics import Z, num_resamples, share, t_quantile, weighted_quantiles
 
-RESAMPLES = 500
-RANKS = (0.5, 0.95)
+RANKS = (0.5, 0.95, 0.99)
 
 Floats = NDArray[np.float64]
 
@@ -31,6 +31,7 @@ class Ratio:
     """A figure of B over the same figure of A, with a 95 % interval."""
 
     name: str  # such as `ttft p50`
+    kind: Literal["time", "share", "rate"] = "time"
     a: float
     b: float
     ratio: float
@@ -44,11 +45,13 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """`no difference`, or how much more or less it is."""
+        """`no difference`, how much more or less it is, or which of the two alone has any."""
         if math.isnan(self.ratio):
             return "not known"
         if not self.differs:
             return "no difference"
+        if self.ratio == 0 or math.isinf(self.ratio):
+            return "only B" if self.ratio else "only A"
         return f"{abs(self.ratio - 1):.1%} {'higher' if self.ratio > 1 else 'lower'}"
 
 
@@ -59,84 +62,117 @@ def order_of_rounds(num_targets: int, num_rounds: int) -> list[list[int]]:
 
 
 def compare(a: Sequence[Requests], b: Sequence[Requests], rng: np.random.Generator) -> list[Ratio]:
-    """The ratios of B to A, from the counted requests of each round."""
-    kinds: list[tuple[str, Callable[[Requests], list[Floats]]]] = [
+    """The ratios of B's latencies, and of its answers, to A's, from the counted requests of each round."""
+    kinds: list[tuple[str, Callable[[Requests], _Values]]] = [
         ("ttft", lambda r: _each(r, ttft_s(r))),
         ("itl", _gaps),
         ("tpot", lambda r: _each(r, tpot_s(r))),
         ("e2e", lambda r: _each(r, e2e_s(r))),
     ]
+    nums = [min(len(x), len(y)) for x, y in zip(a, b, strict=True)]  # one may have been stopped early
     found = []
     for name, values in kinds:
-        pairs = [_paired(values(x), values(y)) for x, y in zip(a, b, strict=True)]
-        found += [_ratio(f"{name} p{100 * q:.0f}", [p for p in pairs if p[0]], q, rng) for q in RANKS]
+        found += _latency_ratios(
+            name, _Side([values(r) for r in a], nums), _Side([values(r) for r in b], nums), nums, rng
+        )
     return [*found, _answered(a, b)]
 
 
-def _each(requests: Requests, values: Floats) -> list[Floats]:
-    """The values of each request: one, or none if it failed."""
-    good = requests.is_ok & ~np.isnan(values)
-    return [values[i : i + 1] if good[i] else np.zeros(0) for i in range(len(requests))]
+def compare_rates(a: Sequence[Figures], b: Sequence[Figures]) -> list[Ratio]:
+    """The ratios of what is one number a round: throughput and, where there are limits, attainment and goodput."""
+    kinds: list[tuple[str, Literal["share", "rate"], Callable[[Figures], float | None]]] = [
+        ("output tokens/s", "rate", lambda f: f.whole.rate(f.whole.output_tokens)),
+        ("requests/s", "rate", lambda f: f.whole.rate(f.whole.requests)),
+        ("attainment", "share", lambda f: f.attainment.value if f.attainment else None),
+        ("goodput", "rate", lambda f: f.goodput),
+    ]
+    found = []
+    for name, kind, value in kinds:
+        pairs = [(x, y) for x, y in zip(map(value, a), map(value, b), strict=True) if x is not None and y is not None]
+        if pairs:
+            found.append(_ratio_of_means(name, kind, np.array(pairs)))
+    return found
 
 
-def _gaps(requests: Requests) -> list[Floats]:
+def _ratio_of_means(name: str, kind: Literal["share", "rate"], pairs: Floats) -> Ratio:
+    """The ratio of the means over rounds, with the interval of paired rounds (the delta method, Student's t)."""
+    num = len(pairs)
+    a, b = (float(mean) for mean in pairs.mean(axis=0))
+    if not a > 0:
+        return Ratio(name=name, kind=kind, a=a, b=b, ratio=math.nan, low=math.nan, high=math.nan)
+    ratio, half = b / a, math.inf
+    if num > 1:
+        off = pairs[:, 1] - ratio * pairs[:, 0]
+        half = t_quantile(num - 1) * float(off.std(ddof=1)) / math.sqrt(num) / a
+    return Ratio(name=name, kind=kind, a=a, b=b, ratio=ratio, low=max(0.0, ratio - half), high=ratio + half)
+
+
+_Values = tuple[Floats, NDArray[Any], NDArray[Any]]  # values, how often each, the request that each is of
+
+
+def _each(requests: Requests, values: Floats) -> _Values:
+    """One value for each request, or none if it failed."""
+    rows = np.flatnonzero(requests.is_ok & ~np.isnan(values))
+    return values[rows], np.ones(len(rows)), rows
+
+
+def _gaps(requests: Requests) -> _Values:
     """The inter-token latencies of each request; those of 0, inside a read, too."""
     values, weights, owners = inter_token_latencies(requests)
     keep = requests.is_ok[owners] if len(owners) else np.zeros(0, bool)
-    values, owners = (
-        np.repeat(values[keep], weights[keep].astype(int)),
-        np.repeat(owners[keep], weights[keep].astype(int)),
-    )
-    order = np.argsort(owners, kind="stable")
-    return np.split(values[order], np.searchsorted(owners[order], np.arange(1, len(requests))))
-
-
-def _paired(a: list[Floats], b: list[Floats]) -> tuple[list[Floats], list[Floats]]:
-    """Only what both rounds have: one may have been stopped early."""
-    num = min(len(a), len(b))
-    return a[:num], b[:num]
-
-
-def _ratio(name: str, rounds: list[tuple[list[Floats], list[Floats]]], q: float, rng: np.random.Generator) -> Ratio:
-    sides = [[_Side(values) for values in pair] for pair in rounds]
-    everything = [np.ones(len(pair[0]), np.int64) for pair in rounds]
-    a, b = (_pooled([pair[side] for pair in sides], everything, q) for side in (0, 1))
-    point = math.log(b / a) if a > 0 and b > 0 else math.nan
-    drawn = []
-    for _ in range(RESAMPLES):
-        chosen = rng.integers(0, max(1, len(rounds)), len(rounds)).tolist()
-        times = [np.bincount(rng.integers(0, n, n), minlength=n) for n in (len(rounds[i][0]) for i in chosen)]
-        x, y = (_pooled([sides[i][side] for i in chosen], times, q) for side in (0, 1))
-        if x > 0 and y > 0:
-            drawn.append(math.log(y / x))
-    if math.isnan(point) or not drawn:
-        return Ratio(name=name, a=a, b=b, ratio=math.nan, low=math.nan, high=math.nan)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    wider = _correction(len(rounds))
-    return Ratio(
-        name=name, a=a, b=b, ratio=math.exp(point),
-        low=math.exp(point - (point - float(low)) * wider), high=math.exp(point + (float(high) - point) * wider),
-    )  # fmt: skip
+    return values[keep], weights[keep], owners[keep]
 
 
 class _Side:
-    """One target's values in one round, sorted once."""
+    """One target's values of all rounds, sorted once; requests are numbered through all rounds."""
 
-    def __init__(self, values: list[Floats]) -> None:
-        flat = np.concatenate(values) if values else np.zeros(0)
-        owners = np.repeat(np.arange(len(values)), [len(v) for v in values])
-        order = np.argsort(flat, kind="stable")
-        self.ordered, self.owners = flat[order], owners[order]
+    def __init__(self, rounds: Sequence[_Values], nums: Sequence[int]) -> None:
+        """`nums`: how many requests of each round count."""
+        firsts = np.cumsum([0, *nums])
+        kept = [
+            (values[owners < num], weights[owners < num], owners[owners < num] + first)
+            for (values, weights, owners), num, first in zip(rounds, nums, firsts, strict=False)
+        ]
+        values, weights, owners = (np.concatenate(parts) if parts else np.zeros(0) for parts in zip(*kept, strict=True))
+        order = np.argsort(values, kind="stable")
+        self.ordered, self.weights, self.owners = values[order], weights[order], owners[order]
+
+    def quantiles(self, times: NDArray[Any]) -> Floats:
+        """RANKS of the values, each request counted as often as `times` says."""
+        weights = self.weights * times[self.owners] if len(self.owners) else self.weights
+        return weighted_quantiles(self.ordered, weights, RANKS) if weights.any() else np.full(len(RANKS), math.nan)
 
 
-def _pooled(sides: Sequence[_Side], times: Sequence[NDArray[np.int64]], q: float) -> float:
-    """The quantile over all rounds, each request counted as often as `times` says."""
-    values = np.concatenate([side.ordered for side in sides]) if sides else np.zeros(0)
-    weights = np.concatenate([t[side.owners] for side, t in zip(sides, times, strict=True)]) if sides else values
-    if not weights.any():
-        return math.nan
-    order = np.argsort(values, kind="stable")
-    return float(weighted_quantiles(values[order], weights[order], [q])[0])
+def _latency_ratios(name: str, a: _Side, b: _Side, nums: Sequence[int], rng: np.random.Generator) -> list[Ratio]:
+    """RANKS of one kind of latency; rounds are drawn, then requests inside each, the same for both sides."""
+    firsts = np.cumsum([0, *nums])
+    points = [side.quantiles(np.ones(firsts[-1])) for side in (a, b)]
+    drawn = []
+    for _ in range(num_resamples(len(a.ordered) + len(b.ordered))):
+        times = np.zeros(firsts[-1])
+        for i in rng.integers(0, len(nums), len(nums)).tolist():
+            times[firsts[i] : firsts[i + 1]] += np.bincount(
+                rng.integers(0, max(1, nums[i]), nums[i]), minlength=nums[i]
+            )
+        drawn.append([side.quantiles(times) for side in (a, b)])
+    wider = _correction(len(nums))
+    return [
+        _interval(f"{name} p{100 * q:.0f}", float(points[0][i]), float(points[1][i]), np.array(drawn)[:, :, i], wider)
+        for i, q in enumerate(RANKS)
+    ]
+
+
+def _interval(name: str, a: float, b: float, drawn: Floats, wider: float) -> Ratio:
+    """The ratio of B to A; `drawn` has (A, B) of each resample."""
+    drawn = drawn[(drawn > 0).all(axis=1)]
+    if not (a > 0 and b > 0 and len(drawn)):
+        return Ratio(name=name, a=a, b=b, ratio=math.nan, low=math.nan, high=math.nan)
+    point = math.log(b / a)
+    low, high = np.quantile(np.log(drawn[:, 1] / drawn[:, 0]), [0.025, 0.975]).tolist()
+    return Ratio(
+        name=name, a=a, b=b, ratio=b / a,
+        low=math.exp(point - (point - low) * wider), high=math.exp(point + (high - point) * wider),
+    )  # fmt: skip
 
 
 def _correction(num_rounds: int) -> float:
@@ -148,14 +184,16 @@ def _correction(num_rounds: int) -> float:
 
 def _answered(a: Sequence[Requests], b: Sequence[Requests]) -> Ratio:
     """The share of requests that were answered, with the interval of a ratio of two independent shares."""
-    counts = [(int(sum(r.is_ok.sum() for r in side)), sum(len(r) for r in side)) for side in (a, b)]
-    (ok_a, num_a), (ok_b, num_b) = counts
-    if not (ok_a and ok_b):
-        return Ratio(name="answered", a=ok_a / max(1, num_a), b=ok_b / max(1, num_b), ratio=math.nan, low=math.nan,
-                     high=math.nan)  # fmt: skip
-    ratio = (ok_b / num_b) / (ok_a / num_a)
-    deviation = math.sqrt(max(0.0, 1 / ok_a - 1 / num_a + 1 / ok_b - 1 / num_b))
-    return Ratio(
-        name="answered", a=ok_a / num_a, b=ok_b / num_b, ratio=ratio,
-        low=ratio * math.exp(-Z * deviation), high=ratio * math.exp(Z * deviation),
-    )  # fmt: skip
+    (ok_a, num_a), (ok_b, num_b) = ((int(sum(r.is_ok.sum() for r in side)), sum(map(len, side))) for side in (a, b))
+    share_a, share_b = share(ok_a, num_a), share(ok_b, num_b)
+    if ok_a and ok_b:
+        ratio = share_b.value / share_a.value
+        wider = math.exp(Z * math.sqrt(max(0.0, 1 / ok_a - 1 / num_a + 1 / ok_b - 1 / num_b)))
+        low, high = ratio / wider, ratio * wider
+    elif ok_a:  # the ratio is 0, and so has no logarithm: from the ends of both intervals
+        ratio, low, high = 0.0, 0.0, share_b.high / share_a.low
+    elif ok_b:
+        ratio, low, high = math.inf, share_b.low / share_a.high, math.inf
+    else:
+        ratio = low = high = math.nan
+    return Ratio(name="answered", kind="share", a=share_a.value, b=share_b.value, ratio=ratio, low=low, high=high)

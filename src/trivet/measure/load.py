@@ -30,13 +30,19 @@ class Sender(Protocol):
 
 @dataclass(slots=True)
 class Chat:
-    """A job that runs: what has been said, and which turn is next."""
+    """A job that runs: what has been said, and which turn is next, at `due_s`."""
 
     job: Job
+    due_s: float = 0.0
     parts: list[bytes] = field(default_factory=list)
     input_len: int = 0  # tokens of `parts`; -1: not known
     next_turn: int = 0
     body: bytes | None = None  # of the first turn, if it is made already
+
+    @property
+    def left(self) -> list[Turn]:
+        """The turns that have not been sent."""
+        return self.job.turns[self.next_turn :]
 
 
 class Load:
@@ -51,11 +57,10 @@ class Load:
         on_end: Callable[[], None],
     ) -> None:
         self.done: list[Exchange] = []
-        self.sent = self.failed = self.tokens = self.not_sent = 0
+        self.sent = self.failed = self.tokens = self.not_sent = self.beyond = 0
         self.cpu_s = self.wall_s = 0.0
         self._loop, self._run, self._sender, self._maker, self._on_end = loop, run, sender, maker, on_end
         self._chats: dict[int, Chat] = {}  # by the index of the request that runs
-        self._waiting = 0  # chats between two turns
         self._stopped = self._ended = False
         self._taken = self._counted = 0  # closed loop: jobs begun, requests after the warm-up
         self._start_s = self._counting_from = 0.0
@@ -77,19 +82,23 @@ class Load:
         self._start_s, self._counting_from = at_s, at_s + self._run.warmup_s
         self._pacer.add(self._counting_from, self._begin_counting)
         for chat in self._prepared:
-            self._pacer.add(at_s + chat.job.turns[0].at_s, chat)
+            self._wait(chat, at_s + chat.job.turns[0].at_s)
         for _ in range(self._run.concurrency or 0):
             self._pacer.add(at_s, self._take_next)
 
     def stop(self, *, cut: bool) -> None:
         """Sends nothing more."""
+        if not (self._stopped or self._ended):
+            waiting = [item for item in self._pacer.clear() if isinstance(item, Chat)]
+            self.not_sent = sum(len(chat.left) for chat in (*waiting, *self._chats.values()))
         self._stopped = True
-        if not self._ended:
-            self.not_sent += sum(isinstance(item, Chat) for item in self._pacer.clear())
-            self._waiting = 0
-            if cut:
-                self._sender.cut_all()
-            self._end_if_over()
+        if cut:
+            self._sender.cut_all()
+        self._end_if_over()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._chats)
 
     def counts(self) -> ConnectionCounts:
         """What became of connections in this run."""
@@ -106,54 +115,85 @@ class Load:
         self.tokens += exchange.num_tokens
         self.failed += exchange.outcome is not Outcome.ok
         chat = self._chats.pop(exchange.index)
-        if exchange.outcome is Outcome.ok and chat.next_turn < len(chat.job.turns) and not self._stopped:
-            self._go_on(chat, exchange)
-        elif self._run.concurrency is not None and not self._stopped:
-            if exchange.outcome is Outcome.ok:
-                self._loop.call_soon(self._take_next)  # it ends the run if there is nothing more
-                return
-            self._pacer.add(time.monotonic() + AFTER_FAILURE_S, self._take_next)
-        self._end_if_over()
+        if self._stopped:
+            self._end_if_over()
+        elif exchange.outcome is not Outcome.ok:
+            self._abandon(chat, exchange.intended_s)
+            if self._run.concurrency is not None:
+                self._pacer.add(time.monotonic() + AFTER_FAILURE_S, self._take_next)
+            self._end_if_over()
+        elif chat.left and not self._is_over(due_s := self._next_due(chat, exchange)):
+            self._go_on(chat, exchange, due_s)
+        else:
+            self._leave(chat)
 
     # --- what is due ----------------------------------------------------------------------------------------------
 
     def _due(self, item: Chat | Callable[[], None]) -> None:
-        if isinstance(item, Chat):
-            self._send(item, self._start_s + item.job.turns[0].at_s)
+        if not isinstance(item, Chat):
+            item()
+        elif self._is_over(item.due_s):
+            self._leave(item)
+        else:
+            self._send(item, item.due_s)
             if self._unmade:
                 self._make_first(self._unmade.pop())
-        else:
-            item()
+
+    def _wait(self, chat: Chat, due_s: float) -> None:
+        chat.due_s = due_s
+        self._pacer.add(due_s, chat)
+
+    def _is_over(self, due_s: float) -> bool:
+        """Whether the run's bounds leave out what is due then."""
+        run = self._run
+        return (run.stop_s is not None and due_s >= self._start_s + run.stop_s) or (
+            run.limit is not None and due_s >= self._counting_from and self._counted >= run.limit
+        )
 
     def _take_next(self) -> None:
         """Closed loop: begins the next job, unless the run is over."""
         if self._ended:
             return
-        run, now = self._run, time.monotonic()
-        is_over = (run.stop_s is not None and now >= self._start_s + run.stop_s) or (
-            run.limit is not None and self._counted >= run.limit
-        )
-        if self._stopped or is_over:
+        now = time.monotonic()
+        if self._stopped or self._is_over(now):
             self._end_if_over()
             return
-        rounds, position = divmod(self._taken, len(run.jobs))
+        rounds, position = divmod(self._taken, len(self._run.jobs))
         self._taken += 1
-        job = run.jobs[position]
+        job = self._run.jobs[position]
         self._send(Chat(job if rounds == 0 else _moved(job, rounds << 32)), now)
 
-    def _go_on(self, chat: Chat, exchange: Exchange) -> None:
+    def _next_due(self, chat: Chat, exchange: Exchange) -> float:
+        turn = chat.left[0]
+        return max(self._start_s + turn.at_s, exchange.last_s + turn.think_s)
+
+    def _go_on(self, chat: Chat, exchange: Exchange, due_s: float) -> None:
         """The next turn, when it is due."""
         said, num = self._maker.answer(exchange.kept or [], exchange.index, exchange.num_tokens)
         chat.parts.append(said)
         chat.input_len = -1 if num < 0 or chat.input_len < 0 else chat.input_len + num
-        turn = chat.job.turns[chat.next_turn]
-        due = max(self._start_s + turn.at_s, exchange.last_s + turn.think_s)
-        self._waiting += 1
-        self._pacer.add(due, lambda: self._next_turn(chat, due))
+        self._wait(chat, due_s)
 
-    def _next_turn(self, chat: Chat, due: float) -> None:
-        self._waiting -= 1
-        self._send(chat, due)
+    def _leave(self, chat: Chat) -> None:
+        """The chat is over, or the rest of it is not for this run; a closed loop takes the next."""
+        self.beyond += len(chat.left)
+        if self._run.concurrency is not None:
+            self._take_next()  # at once: with nothing in flight the warm-up's end would be the run's
+        else:
+            self._end_if_over()
+
+    def _abandon(self, chat: Chat, due_s: float) -> None:
+        """What is left of a chat that failed is not sent, but was meant to be: each turn is a request that failed."""
+        for number, turn in enumerate(chat.left, chat.next_turn):
+            due_s = max(self._start_s + turn.at_s, due_s + turn.think_s)
+            if self._is_over(due_s):
+                self.beyond += 1
+                continue
+            lost = Exchange(chat.job.index + number, due_s, b"")
+            lost.turn, lost.wished_output, lost.outcome = number, turn.output_len, Outcome.abandoned
+            self.done.append(lost)
+            self.failed += 1
+            self._counted += due_s >= self._counting_from
 
     # --- sending --------------------------------------------------------------------------------------------------
 
@@ -197,7 +237,7 @@ class Load:
         self._end_if_over()
 
     def _end_if_over(self) -> None:
-        if self._ended or self._chats or self._waiting or (len(self._pacer) and not self._stopped):
+        if self._ended or self._chats or len(self._pacer):
             return
         self._ended = True
         if self._began is not None:

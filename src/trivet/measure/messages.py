@@ -60,8 +60,8 @@ class Run(msgspec.Struct, tag=True, frozen=True):
     warmup_s: float  # requests meant to be sent earlier than this do not count
     jobs: list[Job]
     concurrency: int | None = None  # closed loop: that many at once; the jobs are taken over and over
-    stop_s: float | None = None  # closed loop: nothing new from then on
-    limit: int | None = None  # closed loop: requests after the warm-up
+    stop_s: float | None = None  # nothing that is due from then on is sent
+    limit: int | None = None  # requests after the warm-up
 
 
 class Start(msgspec.Struct, tag=True, frozen=True):
@@ -97,9 +97,10 @@ class Result(msgspec.Struct, tag=True, frozen=True):
     opened: int
     closed_by_server: int
     retried: int
-    not_sent: int  # jobs given up before their time
+    not_sent: int  # requests given up before their time
     cpu_s: float  # of this process, over the counted part of the run
     wall_s: float
+    beyond: int = 0  # later turns of chats that were due after the run's end
 
 
 class Crashed(msgspec.Struct, tag=True, frozen=True):

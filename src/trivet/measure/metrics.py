@@ -60,11 +60,18 @@ class Figures:
     whole: Throughput  # from the warm-up's end to the last answer's
     steady: Throughput  # to the last intended send time only
     attainment: Estimate | None
-    goodput: float | None  # requests a second that met the limits, over the time in which they were meant to be sent
+    offered: float | None  # requests a second that were meant to be sent; None: closed loop, which sends what it can
+    goodput: float | None  # requests a second that met the limits, over that time; closed loop: over `whole`
 
 
 def figures_of(
-    requests: Requests, warmup_s: float, slo: Slo | None, *, sending_s: float | None = None, seed: int = 0
+    requests: Requests,
+    warmup_s: float,
+    slo: Slo | None,
+    *,
+    sending_s: float | None = None,
+    is_closed: bool = False,
+    seed: int = 0,
 ) -> Figures:
     """The figures of a run. `sending_s`: for how long requests were to be sent after the warm-up, where that is set."""
     rng = np.random.default_rng([seed, 9])
@@ -73,12 +80,14 @@ def figures_of(
     is_cut = counted["outcome"] == Outcome.cut
     sent_until = float(counted["intended_s"].max()) if len(counted) else warmup_s
     ended = float(np.nanmax(counted["last_s"])) if np.isfinite(counted["last_s"]).any() else sent_until
+    span = sending_s
+    if span is None:
+        span = ended - warmup_s if is_closed else _sending_time(counted)
     attainment = goodput = None
     if slo is not None:
         tried = counted.where(~is_cut)
         met = int(slo.met(tried).sum())
         attainment = share(met, len(tried))
-        span = _sending_time(counted) if sending_s is None else sending_s
         goodput = met / span if span > 0 else math.nan
     itl_values, itl_weights, itl_owners = inter_token_latencies(ok)
     tpot = tpot_s(ok)
@@ -94,6 +103,7 @@ def figures_of(
         whole=throughput(requests, warmup_s, ended),
         steady=throughput(requests, warmup_s, sent_until),
         attainment=attainment,
+        offered=None if is_closed else len(counted) / span if span > 0 else math.nan,
         goodput=goodput,
     )
 

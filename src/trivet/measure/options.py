@@ -43,13 +43,13 @@ class Options:
     compare: list[str] | None = None
     rounds: int = 5
     endpoint: str = "completions"
-    model: str | None = None
+    model: list[str] | None = None
     api_key: str | None = None
-    tokenizer: Path | None = None
+    tokenizer: list[Path] | None = None
     body: str | None = None
     timeout: str = "5m"
     insecure: bool = False
     workers: int | None = None
-    seed: int = 0
+    seed: int | None = None
     output: Path | None = None
     as_json: bool = False

@@ -28,6 +28,8 @@ class Outcome(IntEnum):
     no_tokens = 10  # whole, but without a single token
     cut = 11  # given up by us: Ctrl-C
     died_before_answer = 12  # the connection was closed before a status came
+    abandoned = 13  # never sent: a turn before it, of the same chat, had failed
+    http_3xx = 14  # sent elsewhere; we do not follow
 
 
 class Exchange:

@@ -18,8 +18,8 @@ from trivet.measure.bodies import BodyMaker
 from trivet.measure.messages import Dialect, Setup, Turn
 from trivet.measure.outcomes import Exchange, Outcome
 from trivet.measure.pieces import Form, pieces_from_server, pieces_from_tokenizer, tokenizer_folder
+from trivet.measure.plan import Plan, check_fits
 from trivet.measure.target import ServedModel, Target, ask, choose_model, connected, served_models
-from trivet.measure.workload import Plan, check_fits
 
 PROBE_LEN = 16
 PATHS = {"completions": "completions", "chat": "chat/completions"}
@@ -53,6 +53,7 @@ class Probed:
     dialect: Dialect
     notes: tuple[str, ...]
     timeout_s: float
+    tokenizer: Path | None  # its folder; None: the server told its ids
 
     def check_fits(self, planned: Plan) -> None:
         """Raises ConfigError if a request of the plan cannot be asked of this target."""
@@ -84,7 +85,9 @@ def probe(target: Target, asked: Asked) -> Probed:
     dialect = msgspec.structs.replace(
         dialect, overhead=max(overhead, 0), turn_overhead=per_turn if dialect.form == "text" else 0
     )
-    return Probed(target=target, model=model, dialect=dialect, notes=tuple(missing), timeout_s=asked.timeout_s)
+    return Probed(
+        target=target, model=model, dialect=dialect, notes=tuple(missing), timeout_s=asked.timeout_s, tokenizer=folder
+    )
 
 
 def _pieces(folder: Path | None, form: Form, target: Target, model: ServedModel) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import platform
@@ -19,9 +20,9 @@ from trivet import __version__
 from trivet.measure.bench import RunReport
 from trivet.measure.capacity import Capacity
 from trivet.measure.compare import Ratio
+from trivet.measure.job import BenchJob
 from trivet.measure.metrics import QUANTILES, Figures, Latency, Throughput
 from trivet.measure.probe import Probed
-from trivet.measure.slo import Slo
 from trivet.measure.statistics import CONFIDENCE, Estimate
 
 FORMAT = 1
@@ -31,16 +32,21 @@ SECRET_FLAGS = ("--api-key",)
 Json = dict[str, Any]
 
 
-def header(command: Sequence[str], targets: Sequence[Probed], slo: Slo | None, seed: int) -> Json:
-    """What all records of one command share. The time of day is a label here; nothing is computed from it."""
+def header(command: Sequence[str], job: BenchJob, targets: Sequence[Probed]) -> Json:
+    """What all records of one command share, as it is before the first run.
+
+    The time of day is a label here; nothing is computed from it.
+    """
     return {
         "bench": "load",
         "format": FORMAT,
         "command": redacted(command),
-        "seed": seed,
+        "seed": job.seed,
+        "words_seed": job.words_seed,
+        "trace_sha256": None if job.options.trace is None else _digest(job.options.trace),
         "at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "targets": [_target(probed) for probed in targets],
-        "slo": None if slo is None else {"limits_s": slo.limits_s},
+        "slo": None if job.slo is None else {"limits_s": job.slo.limits_s},
         "confidence": CONFIDENCE,
         "versions": {"trivet": __version__, "python": platform.python_version(), **_versions()},
         "host": _host(),
@@ -78,8 +84,8 @@ def run_record(report: RunReport) -> Json:
             "workers": client.num_workers,
             "cpu_share_busiest": _number(client.cpu_share),
             "cpu_share_total": _number(client.cpu_share_total),
-            "sending_lag_s": {"p50": _number(client.sending_lag_s[0]), "p99": _number(client.sending_lag_s[1])},
-            "loop_lag_s": {"p50": _number(client.loop_lag_s[0]), "p99": _number(client.loop_lag_s[1])},
+            "sending_lag_s": _ranks(client.sending_lag_s),
+            "loop_lag_s": _ranks(client.loop_lag_s),
         },
         "examples": report.examples,
         "notes": list(report.notes),
@@ -119,6 +125,7 @@ def _target(probed: Probed) -> Json:
         "max_model_len": probed.model.max_len,
         "endpoint": dialect.endpoint,
         "prompts_as": dialect.form,
+        "tokenizer": None if probed.tokenizer is None else str(probed.tokenizer),
         "body": dialect.options.decode(),
         "prompt_tokens_added_by_server": dialect.overhead,
         "timeout_s": probed.timeout_s,
@@ -138,8 +145,13 @@ def _figures(figures: Figures) -> Json:
         "throughput": _throughput(figures.whole),
         "throughput_while_sending": _throughput(figures.steady),
         "attainment": None if figures.attainment is None else _estimate(figures.attainment),
+        "offered_requests_per_s": None if figures.offered is None else _number(figures.offered),
         "goodput_requests_per_s": None if figures.goodput is None else _number(figures.goodput),
     }
+
+
+def _ranks(values: Sequence[float]) -> Json:
+    return {f"p{100 * q:.0f}": _number(value) for q, value in zip(QUANTILES, values, strict=True)}
 
 
 def _latency(latency: Latency) -> Json:
@@ -171,6 +183,11 @@ def _plain(value: Any) -> Any:
         fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
         return {name: _plain(field) for name, field in fields if field is not None}
     return str(value) if isinstance(value, Path) else value
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from trivet.measure.bench import RunReport
@@ -12,14 +12,22 @@ from trivet.measure.capacity import Capacity, Trial
 from trivet.measure.compare import Ratio
 from trivet.measure.messages import Progress
 from trivet.measure.metrics import QUANTILES, Latency
+from trivet.measure.plan import Plan
 from trivet.measure.probe import Probed
 from trivet.measure.slo import Slo
 from trivet.measure.statistics import Estimate
 from trivet.measure.units import show_seconds
-from trivet.measure.workload import Plan, Workload
+from trivet.measure.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+SHOWN: dict[str, Callable[[float], str]] = {  # by a ratio's kind
+    "time": show_seconds,
+    "share": lambda value: f"{value:.1%}",
+    "rate": lambda value: f"{value:,.4g}",
+}
 
 
 def describe(workload: Workload) -> str:
@@ -72,10 +80,12 @@ class ProgressLine:
 
 def print_run(console: Console, report: RunReport, probed: Probed, slo: Slo | None) -> None:
     """One run: latencies with their intervals, throughput, failures, the client, and the verdict."""
+    from rich.markup import escape
     from rich.table import Table
 
     figures = report.figures
-    console.print(f"[bold]{probed.model.name}[/] at {probed.target.url}: {describe(report.workload)}", highlight=False)
+    name, url = escape(probed.model.name), escape(probed.target.url)
+    console.print(f"[bold]{name}[/] at {url}: {escape(describe(report.workload))}", highlight=False)
     table = Table("", *(f"p{100 * q:.0f}" for q in QUANTILES), "mean", box=None, header_style="bold", pad_edge=False)
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
@@ -134,19 +144,28 @@ def print_capacity(console: Console, capacity: Capacity, slo: Slo) -> None:
         console.print(capacity.because, highlight=False)
 
 
+def print_round(console: Console, number: int, report: RunReport, probed: Probed) -> None:
+    """A round of a comparison, and why it is left out if it is."""
+    because = "; ".join(report.client.problems)
+    verdict = f": INVALID, left out: {because}" if because else ""
+    console.print(f"round {number}, {probed.target.url}{verdict}", highlight=False, markup=False)
+
+
 def print_comparison(console: Console, name_a: str, name_b: str, ratios: Sequence[Ratio]) -> None:
     """The ratios of B to A."""
+    from rich.markup import escape
     from rich.table import Table
 
-    console.print(f"[bold]B[/] {name_b}  over  [bold]A[/] {name_a}", highlight=False)
+    console.print(f"[bold]B[/] {escape(name_b)}  over  [bold]A[/] {escape(name_a)}", highlight=False)
     table = Table("", "A", "B", "B/A", "95 % interval", "", box=None, header_style="bold", pad_edge=False)
     for column in table.columns[1:5]:
         column.justify, column.no_wrap = "right", True
     for r in ratios:
-        show = (lambda v: f"{v:.1%}") if r.name == "answered" else show_seconds
-        kind, _, rank = r.name.partition(" ")
-        label = f"{kind.upper()} {rank}" if rank else r.name
-        table.add_row(label, show(r.a), show(r.b), f"{r.ratio:.3f}", f"{r.low:.3f} to {r.high:.3f}", r.verdict)
+        show = SHOWN[r.kind]
+        label = r.name.upper().replace(" P", " p") if r.kind == "time" else r.name
+        known = not math.isnan(r.ratio)
+        ratio, interval = (f"{r.ratio:.3f}", f"{r.low:.3f} to {r.high:.3f}") if known else ("-", "-")
+        table.add_row(label, show(r.a), show(r.b), ratio, interval, r.verdict)
     console.print(table, highlight=False)
 
 
@@ -175,7 +194,7 @@ def _amounts(report: RunReport) -> list[str]:
         f"{whole.rate(whole.input_tokens):,.1f} input tokens/s, {whole.rate(whole.requests):.3g} requests/s "
         f"over {whole.end_s - whole.begin_s:.1f} s",
         f"requests: {figures.num_requests:,} after {report.workload.warmup_s:g} s of warm-up, "
-        f"{figures.num_ok:,} answered",
+        f"{figures.num_ok:,} answered{_offered(report)}",
     ]
     for kind, num in figures.failures.items():
         example = f" ({report.examples[kind]})" if kind in report.examples else ""
@@ -183,12 +202,23 @@ def _amounts(report: RunReport) -> list[str]:
     return lines
 
 
+def _offered(report: RunReport) -> str:
+    """The rate that requests were meant to come at, beside the one that was asked for."""
+    offered, load = report.figures.offered, report.workload
+    if offered is None or math.isnan(offered):
+        return ""
+    wished = "" if load.rate is None or load.ramp_to or load.spike else f" of {load.rate:g}"
+    return f"; {offered:.3g}{wished} requests/s offered"
+
+
 def _service(report: RunReport, slo: Slo | None) -> list[str]:
     attainment, goodput = report.figures.attainment, report.figures.goodput
     if slo is None or attainment is None or goodput is None or math.isnan(attainment.value):
         return []
-    shown = "" if report.workload.concurrency is not None else f", goodput {goodput:.3g} requests/s"
-    return [f"attainment: {attainment.value:.1%} ({attainment.low:.1%} to {attainment.high:.1%}) met {slo}{shown}"]
+    return [
+        f"attainment: {attainment.value:.1%} ({attainment.low:.1%} to {attainment.high:.1%}) met {slo}, "
+        f"goodput {goodput:.3g} requests/s"
+    ]
 
 
 def _client(report: RunReport) -> list[str]:
@@ -196,7 +226,7 @@ def _client(report: RunReport) -> list[str]:
     processes = "process" if client.num_workers == 1 else "processes"
     return [
         f"client: {client.num_workers} {processes}, {client.cpu_share:.0%} of a core, sent "
-        f"{show_seconds(client.sending_lag_s[1])} late and looked {show_seconds(client.loop_lag_s[1])} late at p99"
+        f"{show_seconds(client.sending_lag_s[-1])} late and looked {show_seconds(client.loop_lag_s[-1])} late at p99"
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -16,14 +17,16 @@ import numpy as np
 from trivet.errors import ConfigError
 from trivet.measure.bench import Bench, RunReport, choose_workers
 from trivet.measure.capacity import Capacity, Trial, find_capacity
-from trivet.measure.compare import Ratio, compare, order_of_rounds
+from trivet.measure.compare import Ratio, compare, compare_rates, order_of_rounds
 from trivet.measure.job import BenchJob
+from trivet.measure.plan import plan
 from trivet.measure.probe import Probed, probe
 from trivet.measure.record import capacity_record, header, ratio_record, run_record
 from trivet.measure.report import (
     ProgressLine,
     print_capacity,
     print_comparison,
+    print_round,
     print_run,
     print_sweep,
     print_trial,
@@ -31,7 +34,7 @@ from trivet.measure.report import (
 from trivet.measure.results import Requests
 from trivet.measure.slo import Slo
 from trivet.measure.workers import Workers
-from trivet.measure.workload import Workload, plan
+from trivet.measure.workload import Workload
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,22 +50,29 @@ def run_session(job: BenchJob, *, command: Sequence[str], measure_limits: Callab
     from rich.console import Console
 
     out = Console(file=sys.stderr if job.options.as_json else sys.stdout, soft_wrap=True, quiet=job.options.as_json)
-    if job.options.output is not None:
-        _check_writable(job.options.output)
+    path, as_json = job.options.output, job.options.as_json
+    if path is not None:
+        _check_writable(path)
     for workload in job.workloads:
         plan(workload, job.seed)  # what is wrong with a trace shows before the first request
-    targets = tuple(probe(target, job.asked) for target in job.targets)
+    targets = tuple(probe(target, asked) for target, asked in zip(job.targets, job.asked, strict=True))
     for workload in job.workloads:
         for probed in targets:
             planned = plan(workload, job.seed, overhead=probed.dialect.overhead)
             probed.check_fits(planned)
     session = Session(job, targets, out)
-    asyncio.run(session.run())
-    if job.options.as_json or job.options.output is not None:
-        record = {**header(command, targets, job.slo, job.seed), **session.record()}
-        if all(probed.target.is_local for probed in targets) and not session.interrupted:
+    record = header(command, job, targets)
+    try:
+        asyncio.run(session.run())
+        record |= session.record()
+        if (as_json or path) and all(probed.target.is_local for probed in targets) and not session.interrupted:
+            _write(record, path)  # what was measured is kept, whatever comes of the rest
             record["limits"] = measure_limits()
-        _write(json.dumps(record, indent=2), job.options.output, to_stdout=job.options.as_json)
+    finally:  # also of a session that failed in the middle
+        record |= session.record()
+        _write(record, path)
+        if as_json:
+            print(json.dumps(record, indent=2))
     return session.status()
 
 
@@ -74,6 +84,7 @@ class Session:
         self.capacity: Capacity | None = None
         self.ratios: list[tuple[int, list[Ratio]]] = []  # (target, its ratios to the first)
         self.interrupted = False
+        self.error: str | None = None  # what ended it before its time
         self._job, self._targets, self._out = job, targets, out
 
     async def run(self) -> None:
@@ -83,7 +94,7 @@ class Session:
         job = self._job
         workers = job.workers or max(choose_workers(w, plan(w, job.seed)) for w in job.workloads)
         if job.kind == "capacity" and job.workers is None:
-            workers = max(workers, 2)  # its rates are not known before
+            workers = len(os.sched_getaffinity(0))  # its rates are not known before
         line = ProgressLine(Console(file=sys.stderr))
         async with Workers(workers) as pool:
             bench = Bench(self._targets, pool, slo=job.slo, on_progress=line.show)
@@ -94,10 +105,13 @@ class Session:
                 await {"run": self._run, "sweep": self._run, "capacity": self._search, "compare": self._compare}[
                     job.kind
                 ](bench, line)
+            except BaseException as error:
+                self.error = str(error) or type(error).__name__
+                raise
             finally:
+                self.interrupted = bench.interrupted
                 line.clear()
                 loop.remove_signal_handler(signal.SIGINT)
-            self.interrupted = bench.interrupted
 
     def status(self) -> int:
         """The exit status: 130 if interrupted, 1 if a run is invalid or the limits were missed."""
@@ -114,8 +128,9 @@ class Session:
     def record(self) -> dict[str, Any]:
         """The part of the JSON record that is about what was run."""
         record: dict[str, Any] = {
-            "valid": bool(self.reports) and all(r.is_valid for r in self.reports),
+            "valid": bool(self.reports) and all(r.is_valid for r in self.reports) and self.error is None,
             "interrupted": self.interrupted,
+            "error": self.error,
             "runs": [run_record(report) for report in self.reports],
         }
         if self.capacity is not None:
@@ -127,17 +142,22 @@ class Session:
             ]
         return record
 
-    async def _measure(self, bench: Bench, line: ProgressLine, workload: Workload, seed: int, target: int) -> RunReport:
-        words = self._job.seed * SEEDS_A_RUN + len(self.reports)  # of its own: nothing is in a prefix cache yet
+    async def _measure(
+        self, bench: Bench, line: ProgressLine, workload: Workload, seed: int, target: int
+    ) -> RunReport | None:
+        """One more run; None if Ctrl-C came before it."""
+        words = self._job.words_seed * SEEDS_A_RUN + len(self.reports)  # of its own: nothing is in a prefix cache yet
         report = await bench.measure(workload, seed, target=target, prompts=words)
         line.clear()
-        self.reports.append(report)
+        if report is not None:
+            self.reports.append(report)
         return report
 
     async def _run(self, bench: Bench, line: ProgressLine) -> None:
         for workload in self._job.workloads:
             report = await self._measure(bench, line, workload, self._job.seed, 0)
-            print_run(self._out, report, self._targets[0], self._job.slo)
+            if report is not None:
+                print_run(self._out, report, self._targets[0], self._job.slo)
             if bench.interrupted:
                 break
         if self._job.kind == "sweep":
@@ -153,7 +173,7 @@ class Session:
             at_rate = replace(workload, rate=rate, duration_s=workload.duration_s and workload.duration_s * longer)
             seed = self._job.seed * SEEDS_A_RUN + len(self.reports)
             report = await self._measure(bench, line, at_rate, seed, 0)
-            if bench.interrupted:
+            if report is None or bench.interrupted:
                 return None
             trial = trial_of(report, rate, slo, confirming=confirming)
             print_trial(self._out, trial, wanted)
@@ -162,29 +182,45 @@ class Session:
         first = workload.rate or 1.0
         # a trial with fewer requests than that says nothing
         lowest = MIN_TRIAL_REQUESTS / workload.duration_s if workload.duration_s else 1e-3
-        self.capacity = await find_capacity(measure, first_rate=max(first, lowest), wanted=wanted, lowest_rate=lowest)
+        self.capacity = await find_capacity(
+            measure, first_rate=max(first, lowest), wanted=wanted, lowest_rate=lowest, counts_sending=slo.counts_sending
+        )
         print_capacity(self._out, self.capacity, slo)
 
     async def _compare(self, bench: Bench, line: ProgressLine) -> None:
         [workload] = self._job.workloads
-        by_target: list[list[RunReport]] = [[] for _ in self._targets]
-        for number, order in enumerate(order_of_rounds(len(self._targets), self._job.rounds)):
-            for target in order:
-                if not bench.interrupted:
+        rounds: list[dict[int, RunReport]] = []
+        try:
+            for number, order in enumerate(order_of_rounds(len(self._targets), self._job.rounds)):
+                rounds.append({})
+                for target in order:
                     report = await self._measure(bench, line, workload, self._job.seed + number, target)
-                    by_target[target].append(report)
-                    self._out.print(f"round {number + 1}, {self._targets[target].target.url}", highlight=False)
-        for reports, probed in zip(by_target, self._targets, strict=True):
-            for report in reports[-1:]:
-                print_run(self._out, report, probed, self._job.slo)
-        whole = [[counted(r) for r in reports if not r.interrupted] for reports in by_target]
+                    if report is None:
+                        return
+                    rounds[-1][target] = report
+                    if bench.interrupted:
+                        return
+                    print_round(self._out, number + 1, report, self._targets[target])
+        finally:  # what is whole is compared, whatever ended it
+            await self._print_rounds(rounds)
+
+    async def _print_rounds(self, rounds: Sequence[dict[int, RunReport]]) -> None:
+        """The last run of each target, and the ratios over the rounds in which the client kept up with both."""
+        last = {target: report for reports in rounds for target, report in reports.items()}
+        for target, report in sorted(last.items()):
+            print_run(self._out, report, self._targets[target], self._job.slo)
         for target in range(1, len(self._targets)):
-            pairs = list(zip(whole[0], whole[target], strict=False))
-            if pairs:
-                ratios = compare([a for a, _ in pairs], [b for _, b in pairs], np.random.default_rng(self._job.seed))
-                self.ratios.append((target, ratios))
-                names = [self._targets[i].target.url for i in (0, target)]
-                print_comparison(self._out, names[0], names[1], ratios)
+            pairs = [(r[0], r[target]) for r in rounds if {0, target} <= r.keys()]
+            pairs = [pair for pair in pairs if all(map(is_comparable, pair))]
+            if not pairs:
+                continue
+            a, b = zip(*pairs, strict=True)
+            rng = np.random.default_rng(self._job.seed)
+            ratios = await asyncio.to_thread(compare, [counted(r) for r in a], [counted(r) for r in b], rng)
+            ratios += compare_rates([r.figures for r in a], [r.figures for r in b])
+            self.ratios.append((target, ratios))
+            names = [self._targets[i].target.url for i in (0, target)]
+            print_comparison(self._out, names[0], names[1], ratios)
 
 
 def trial_of(report: RunReport, rate: float, slo: Slo, *, confirming: bool) -> Trial:
@@ -201,6 +237,11 @@ def trial_of(report: RunReport, rate: float, slo: Slo, *, confirming: bool) -> T
     )
 
 
+def is_comparable(report: RunReport) -> bool:
+    """Whether the run is whole and its client kept up; a target that answered nothing is one that can be compared."""
+    return not (report.interrupted or report.client.problems)
+
+
 def counted(report: RunReport) -> Requests:
     """The requests after the warm-up."""
     return report.requests.where(report.requests["intended_s"] >= report.workload.warmup_s)
@@ -209,10 +250,12 @@ def counted(report: RunReport) -> Requests:
 def _check_writable(path: Path) -> None:
     if not path.parent.is_dir():
         raise ConfigError(f"`--output` is {str(path)!r}, but there is no folder {path.parent}")
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"`--output` is {str(path)!r}, which cannot be written: {error.strerror}") from None
 
 
-def _write(text: str, path: Path | None, *, to_stdout: bool) -> None:
-    if to_stdout:
-        print(text)
+def _write(record: dict[str, Any], path: Path | None) -> None:
     if path is not None:
-        path.write_text(text + "\n")
+        path.write_text(json.dumps(record, indent=2) + "\n")

@@ -13,7 +13,7 @@ from trivet.measure.results import Requests
 from trivet.measure.units import parse_seconds, show_seconds
 
 NAMES = ("ttft", "itl", "itl_max", "tpot", "e2e")
-ITL_SHARE = 0.95  # `itl`: so many of a request's gaps must be within the limit
+ITL_SHARE = 0.95  # `itl`: so many of a request's gaps between reads must be within the limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,11 @@ class Slo:
 
     def __str__(self) -> str:
         return ", ".join(f"{name.replace('_', ' ').upper()} <= {show_seconds(s)}" for name, s in self.limits_s.items())
+
+    @property
+    def counts_sending(self) -> bool:
+        """Whether a limit counts from the intended send time."""
+        return not {"ttft", "e2e"}.isdisjoint(self.limits_s)
 
     def met(self, requests: Requests) -> NDArray[np.bool_]:
         """For each request whether it was answered within all limits; what failed has not met them."""
@@ -56,7 +61,8 @@ def _within(requests: Requests, name: str, limit_s: float) -> NDArray[Any]:
         tpot = tpot_s(requests)
         return np.asarray(np.isnan(tpot) | (tpot <= limit_s))  # one token has no time per further token
     late = np.bincount(requests.gap_owner[requests.gap_s > limit_s], minlength=len(requests))
-    allowed = 0.0 if name == "itl_max" else (1 - ITL_SHARE) * (requests["num_tokens"] - 1)
+    gaps = np.bincount(requests.gap_owner, minlength=len(requests))  # not tokens: batching them would hide any wait
+    allowed = 0.0 if name == "itl_max" else (1 - ITL_SHARE) * gaps
     return np.asarray(late <= allowed)
 
 

@@ -137,7 +137,7 @@ def served_models(target: Target) -> list[ServedModel]:
         raise TargetError(f"{target.url}/models answers {status}: {message_of_body(body)}")
     try:
         return [_served(entry) for entry in msgspec.json.decode(body)["data"]]
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         raise TargetError(
             f"{target.url}/models does not answer with a list of models: {body[:80]!r}",
             hint="is this the address of an OpenAI-compatible server?",

@@ -7,9 +7,10 @@ earlier than the row before it. Formats are told apart by their first line.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ MOONCAKE_BLOCK = 512  # tokens of the prompt that one hash stands for
 MOONCAKE_TICK_S = 3.0  # its times are rounded down to about this
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 SERVEGEN_HEADER = "client,timestamp,rate,cv,pattern,param1,param2"
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+MAX_FIELD_CHARS = 1 << 26  # a prompt may be long; csv's own limit is 128 Ki
 ROW_COLUMNS = ("time_s", "input_tokens", "output_tokens", "session", "prefix", "prefix_tokens", "prompt")
 
 
@@ -87,7 +90,7 @@ def scale_lengths(row: TraceRow, scale: float, max_input: int | None, max_output
     """The row with lengths multiplied by `scale` and then cut; blocks shrink too, so shared parts stay shared."""
     input_len = max(1, round(row.input_len * scale))
     output_len = max(1, round(row.output_len * scale))
-    block_len = max(1, round(row.block_len * scale))
+    block_len = max(1, math.ceil(row.block_len * scale))  # rounded down, the blocks would not fill the prompt
     input_len = min(input_len, max_input or input_len)
     return replace(
         row,
@@ -101,11 +104,16 @@ def scale_lengths(row: TraceRow, scale: float, max_input: int | None, max_output
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, text) of each line that is not empty."""
+    for number, line in enumerate(_lines(path), 1):
+        if line.strip():
+            yield number, line.rstrip("\r\n")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Each line with its end; TraceError for a file that cannot be read."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.rstrip("\r\n")
+            yield from file
     except OSError as error:
         raise TraceError(f"the trace {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -155,7 +163,7 @@ def _read_azure(path: Path) -> Iterator[tuple[int, TraceRow]]:
         if len(fields) != 3:
             raise TraceError(f"{path}:{number} has {len(fields)} fields, but an azure trace has 3: {AZURE_HEADER}")
         try:
-            moment = datetime.fromisoformat(fields[0][:26])
+            moment = datetime.fromisoformat(fields[0])
         except ValueError:
             raise TraceError(
                 f"{path}:{number}: `TIMESTAMP` is {fields[0]!r}, but it must be such as 2023-11-16 18:17:03.9799600"
@@ -163,7 +171,7 @@ def _read_azure(path: Path) -> Iterator[tuple[int, TraceRow]]:
         yield (
             number,
             TraceRow(
-                time_s=(moment - datetime(2000, 1, 1)).total_seconds(),
+                time_s=(moment.replace(tzinfo=moment.tzinfo or UTC) - EPOCH).total_seconds(),
                 input_len=_length(path, number, "ContextTokens", fields[1]),
                 output_len=max(1, _count(path, number, "GeneratedTokens", fields[2])),
             ),
@@ -222,13 +230,27 @@ def _read_own(path: Path) -> Iterator[tuple[int, TraceRow]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    numbered = list(numbered_lines(path))
-    names = next(csv.reader([numbered[0][1]]))
-    for number, line in numbered[1:]:
-        values = next(csv.reader([line]))
+    rows = _csv_lists(path)
+    _, names = next(rows, (0, []))
+    for number, values in rows:
         if len(values) != len(names):
             raise TraceError(f"{path}:{number} has {len(values)} fields, but the first line names {len(names)}")
         yield number, {name: value for name, value in zip(names, values, strict=True) if value != ""}
+
+
+def _csv_lists(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, fields) of each row that is not empty; a quoted field may hold newlines."""
+    before = csv.field_size_limit(MAX_FIELD_CHARS)
+    reader, number = csv.reader(_lines(path)), 1
+    try:
+        for values in reader:
+            if len(values) > 1 or any(value.strip() for value in values):
+                yield number, values
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise TraceError(f"{path}:{number} is not valid CSV: {error}") from None
+    finally:
+        csv.field_size_limit(before)
 
 
 def _own_row(path: Path, number: int, fields: dict[str, Any]) -> TraceRow:

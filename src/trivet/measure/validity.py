@@ -1,13 +1,14 @@
 """Whether the client may be believed, and what else a reader of its figures must know.
 
 The client's own lateness goes into every figure, so it may be at most a part of the figure: 5 %, or 2 ms where that is
-more (what the instrument is tested to). It is compared at the same rank: its median with the median, its p99 with the
-p99. A loop that is busy for a share b of the time makes what comes wait in proportion to 1 / (1 - b): at 90 % ten times
-the work of one event. Beyond that a lateness that the ticks did not happen to see must be expected.
+more (what the instrument is tested to). It is compared at each rank that is reported: its median with the median, its
+p99 with the p99. A loop that is busy for a share b of the time makes what comes wait in proportion to 1 / (1 - b): at
+90 % ten times the work of one event. Beyond that a lateness that the ticks did not happen to see must be expected.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.measure.messages import Result
-from trivet.measure.metrics import Figures, Latency
+from trivet.measure.metrics import QUANTILES, Figures, Latency
 from trivet.measure.outcomes import Outcome
 from trivet.measure.results import Requests
 from trivet.measure.statistics import weighted_quantiles
@@ -35,8 +36,8 @@ class ClientState:
     num_workers: int
     cpu_share: float  # of the busiest worker
     cpu_share_total: float
-    sending_lag_s: tuple[float, float]  # p50 and p99 of actual minus intended send time
-    loop_lag_s: tuple[float, float]  # p50 and p99 of how late the event loop came to a tick
+    sending_lag_s: tuple[float, ...]  # QUANTILES of actual minus intended send time
+    loop_lag_s: tuple[float, ...]  # QUANTILES of how late the event loop came to a tick
     problems: tuple[str, ...]  # why the run is invalid; none: it is valid
 
 
@@ -44,8 +45,9 @@ def client_state(results: Sequence[Result], requests: Requests, figures: Figures
     """The client's state in a run, and whether it makes the run invalid."""
     shares = [result.cpu_s / result.wall_s for result in results if result.wall_s >= MIN_WALL_S]
     counted = requests.where(requests["intended_s"] >= warmup_s)
-    sending = _p50_p99(counted["sent_s"] - counted["intended_s"])
-    loop = _p50_p99(requests.lag_s)
+    late_s = counted["sent_s"] - counted["intended_s"]
+    sending = _quantiles(late_s[~np.isnan(late_s)])
+    loop = _quantiles(requests.lag_s)
     problems = [
         *_too_late("requests were sent", sending, figures.ttft, "TTFT"),
         *_too_late("the client's event loop came", loop, figures.itl, "ITL"),
@@ -64,8 +66,13 @@ def client_state(results: Sequence[Result], requests: Requests, figures: Figures
     )
 
 
-def notes_of(results: Sequence[Result], requests: Requests, figures: Figures, *, is_late: bool = False) -> list[str]:
-    """What a reader must know of how the server answered, one sentence each; `is_late`: this client was."""
+def notes_of(
+    results: Sequence[Result], requests: Requests, figures: Figures, *, is_late: bool = False, left_out: int = 0
+) -> list[str]:
+    """What a reader must know of how the server answered, one sentence each; `is_late`: this client was.
+
+    `left_out`: later turns that the plan had no place for.
+    """
     ok = requests.where(requests.is_ok)
     notes: list[str] = []
     if len(ok):
@@ -79,6 +86,10 @@ def notes_of(results: Sequence[Result], requests: Requests, figures: Figures, *,
     if retried := sum(r.retried for r in results):
         notes.append(f"{retried:,} requests were sent again: the kept connection turned out to be closed")
     notes += _refusals(requests)
+    if lost := figures.failures.get(Outcome.abandoned.name):
+        notes.append(f"{lost:,} later turns were not sent, as their chat had failed before: they miss every limit")
+    if beyond := left_out + sum(r.beyond for r in results):
+        notes.append(f"{beyond:,} later turns of chats are beyond the run's end: they were not sent and do not count")
     not_sent = sum(r.not_sent for r in results)
     if figures.num_cut or not_sent:
         notes.append(f"stopped early: {figures.num_cut:,} requests were cut off, {not_sent:,} were never sent")
@@ -87,18 +98,17 @@ def notes_of(results: Sequence[Result], requests: Requests, figures: Figures, *,
     return notes
 
 
-def _p50_p99(values: NDArray[np.float64]) -> tuple[float, float]:
+def _quantiles(values: NDArray[np.float64]) -> tuple[float, ...]:
     if not len(values):
-        return 0.0, 0.0
-    median, p99 = weighted_quantiles(np.sort(values), np.ones(len(values)), (0.5, 0.99))
-    return float(median), float(p99)
+        return (0.0,) * len(QUANTILES)
+    return tuple(weighted_quantiles(np.sort(values), np.ones(len(values)), QUANTILES).tolist())
 
 
-def _too_late(what: str, lag_s: tuple[float, float], latency: Latency, name: str) -> list[str]:
-    for q, lag in zip((0.5, 0.99), lag_s, strict=True):
+def _too_late(what: str, lag_s: Sequence[float], latency: Latency, name: str) -> list[str]:
+    for q, lag in zip(QUANTILES, lag_s, strict=True):
         figure = latency.at(q).value
         allowed = max(ALLOWED_S, ALLOWED_SHARE * figure)
-        if lag > allowed:  # never where there is no figure: NaN
+        if lag > allowed and not math.isnan(figure):
             return [
                 f"{what} {show_seconds(lag)} late at p{100 * q:.0f}, more than the {show_seconds(allowed)} that "
                 f"{name} allows"
@@ -108,14 +118,20 @@ def _too_late(what: str, lag_s: tuple[float, float], latency: Latency, name: str
 
 def _batching(ok: Requests, is_late: bool) -> list[str]:
     events, reads, tokens = (float(ok[name].sum()) for name in ("num_events", "num_reads", "num_tokens"))
+    seen = float(ok["first_tokens"].sum() + ok.gap_tokens.sum())
     notes = []
     if events > (1 + TOGETHER) * reads:
         notes.append(
             f"the server batches its events, or the network does{', or the client was late' * is_late}: "
             f"{events / reads:.1f} came with each read, so ITL says when reads came, not when tokens were made"
         )
-    if tokens > (1 + TOGETHER) * events:
-        notes.append(f"an event holds {tokens / events:.1f} tokens: ITL is 0 inside an event, TPOT is the average")
+    if seen > (1 + TOGETHER) * events:
+        notes.append(f"an event holds {seen / events:.1f} tokens: ITL is 0 inside an event, TPOT is the average")
+    if tokens > (1 + TOGETHER) * seen:
+        notes.append(
+            f"the usage at the end counts {tokens / seen:.1f} tokens for each that was seen, but not which event held "
+            "them: ITL is that of events, TPOT that of tokens"
+        )
     return notes
 
 
@@ -144,14 +160,16 @@ def _caching(ok: Requests) -> list[str]:
 
 
 def _refusals(requests: Requests) -> list[str]:
-    refused = requests["outcome"] == Outcome.http_429
-    if not refused.any():
-        return []
-    told = requests["retry_after_s"][refused]
-    if not (told >= 0).any():
-        return [f"{int(refused.sum()):,} requests got 429, without a Retry-After"]
-    told = told[told >= 0]
-    return [
-        f"{int(refused.sum()):,} requests got 429; Retry-After was {told.min():g} to {told.max():g} s (they were not "
-        "sent again)"
-    ]
+    notes = []
+    for status in (429, 503):
+        refused = requests["status"] == status
+        told = requests["retry_after_s"][refused]
+        told = told[told >= 0]
+        if len(told):
+            notes.append(
+                f"{int(refused.sum()):,} requests got {status}; Retry-After was {told.min():g} to {told.max():g} s "
+                "(they were not sent again)"
+            )
+        elif status == 429 and refused.any():
+            notes.append(f"{int(refused.sum()):,} requests got 429, without a Retry-After that can be read")
+    return notes

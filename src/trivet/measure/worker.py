@@ -114,7 +114,7 @@ class Worker:
     def _tell_progress(self) -> None:
         load = self._load
         if load is not None:
-            self.report(Progress(load.sent, len(load.done), load.failed, load.tokens))
+            self.report(Progress(load.sent, load.sent - load.in_flight, load.failed, load.tokens))
             self._progress = self._loop.call_later(PROGRESS_EVERY_S, self._tell_progress)
 
     def _ended(self) -> None:
@@ -130,7 +130,7 @@ class Worker:
         self.report(Result(
             columns=columns_of(load.done, load.meter.lags_s), examples=examples, opened=counts.opened,
             closed_by_server=counts.closed_by_server, retried=counts.retried, not_sent=load.not_sent,
-            cpu_s=load.cpu_s, wall_s=load.wall_s,
+            cpu_s=load.cpu_s, wall_s=load.wall_s, beyond=load.beyond,
         ))  # fmt: skip
         gc.enable()
 

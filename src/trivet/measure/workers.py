@@ -59,7 +59,7 @@ class Workers:
         self._processes: list[asyncio.subprocess.Process] = []
         self._decoder = msgspec.msgpack.Decoder(Report)
         self._progress: list[Progress] = []
-        self._running = False
+        self._running = self._stopped = False
 
     async def __aenter__(self) -> Workers:
         # A Ctrl-C on the terminal goes to everybody; the parent alone decides what it means.
@@ -95,10 +95,12 @@ class Workers:
         """Makes a target known, or known anew."""
         await self._tell_all([setup] * self.num)
 
-    async def run(self, runs: Sequence[Run], on_progress: OnProgress = lambda progress: None) -> Measured:
-        """Runs one part on each worker, together. WorkerDied if one of them ends."""
+    async def run(self, runs: Sequence[Run], on_progress: OnProgress = lambda progress: None) -> Measured | None:
+        """Runs one part on each worker, together; None if `stop` came before. WorkerDied if one of them ends."""
         await self._tell_all(runs)
         await asyncio.gather(*(self._await(process, Ready) for process in self._processes))
+        if self._stopped:
+            return None
         start_s = time.monotonic() + START_AFTER_S
         self._progress = [Progress(0, 0, 0, 0)] * self.num
         self._running = True
@@ -112,7 +114,8 @@ class Workers:
         return Measured(requests_of(results, start_s), start_s, results)
 
     async def stop(self, *, cut: bool = False) -> None:
-        """Ends the run that is on early."""
+        """Ends the run that is on early; no other will begin."""
+        self._stopped = True
         if self._running:
             await self._tell_all([Stop(cut)] * self.num)
 

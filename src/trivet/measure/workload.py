@@ -1,24 +1,16 @@
-"""What is sent: from settings to the jobs of one run. The same settings and seed give the same jobs."""
+"""The settings of a load; `plan.py` makes the jobs of one run of them."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import takewhile
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from trivet.errors import ConfigError
-from trivet.measure.arrivals import Process, RateProfile, ramp, spike, steady, unit_gaps
-from trivet.measure.messages import Block, Job, Turn
-from trivet.measure.servegen import WINDOW_S, client_times, read_clients
-from trivet.measure.traces import TraceFormat, TraceRow, cut_window, detect_format, read_rows, scale_lengths
-
-SHARED_KEY = 0  # of the beginning that all made-up prompts share; traces have their own keys from 1 on
-CLOSED_LOOP_JOBS = 4096  # made beforehand; after that the same lengths come again, with other prompts
+from trivet.measure.arrivals import Process, RateProfile, ramp, spike, steady
+from trivet.measure.traces import TraceFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,28 +66,16 @@ class Workload:
     def profile(self) -> RateProfile:
         """The rate of the jobs with time: chats begin at rate / turns."""
         rate = (self.rate or 0.0) / self.turns
-        over_s = self.warmup_s + (self.duration_s or 0.0)
         if self.ramp_to is not None:
-            return ramp(rate, self.ramp_to / self.turns, over_s)
+            return ramp(rate, self.ramp_to / self.turns, self.duration_s or 0.0, at_s=self.warmup_s)
         if self.spike is not None:
             return spike(rate, factor=self.spike, at_s=self.warmup_s + self.spike_at_s, for_s=self.spike_for_s)
         return steady(rate)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The jobs of a run, in order of time, and what they add up to."""
-
-    jobs: list[Job]
-    num_requests: int
-    span_s: float  # in which they are meant to begin; 0 in a closed loop
-    mean_output: float
-    longest: int  # tokens of prompt and answer of the longest request
-
     @property
-    def rate(self) -> float:
-        """Requests a second, on average; 0 in a closed loop."""
-        return self.num_requests / self.span_s if self.span_s else 0.0
+    def end_s(self) -> float:
+        """From then on nothing is sent, in seconds from the run's begin."""
+        return math.inf if self.duration_s is None else self.warmup_s + self.duration_s
 
 
 def parse_lengths(text: str, name: str) -> Lengths:
@@ -104,160 +84,3 @@ def parse_lengths(text: str, name: str) -> Lengths:
     if not (low.isdigit() and (high.isdigit() or not dots)) or not 1 <= int(low) <= int(high or low):
         raise ConfigError(f"`{name}` is {text!r}, but it must be a number of tokens", hint="such as 128, or 64..256")
     return Lengths(low=int(low), high=int(high or low))
-
-
-def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
-    """The jobs. `overhead`: prompt tokens that the server adds; the prompts are made shorter by as many."""
-    rng = np.random.default_rng([seed, 1])
-    chats = _from_trace(workload, seed) if workload.trace is not None else _made_up(workload, rng)
-    if workload.concurrency is None and workload.num_requests is not None:
-        num_warm = sum(len(chat) for chat in chats if chat[0].time_s < workload.warmup_s)
-        chats = _first_requests(chats, num_warm + workload.num_requests)
-    if not chats:
-        raise ConfigError("no request falls into this run", hint="make it longer, or the rate higher")
-    jobs, index = [], 0
-    names: dict[tuple[str, str], int] = {}
-    for chat in chats:
-        turns = []
-        for i, row in enumerate(chat):
-            think_s = workload.think_s if workload.trace is None and i else 0.0
-            length = max(1, row.input_len - (overhead if i == 0 else 0))
-            blocks = [] if row.prompt is not None else _blocks(row, length, index + i, names)
-            turns.append(Turn(row.output_len, blocks, row.time_s, think_s, row.prompt))
-        jobs.append(Job(index, turns))
-        index += len(chat)
-    rows = [row for chat in chats for row in chat]
-    return Plan(
-        jobs=jobs,
-        num_requests=len(rows),
-        span_s=0.0 if workload.concurrency else max([_span(workload), *(chat[0].time_s for chat in chats)]),
-        mean_output=sum(row.output_len for row in rows) / len(rows),
-        longest=max(sum(row.input_len + row.output_len for row in chat) for chat in chats),
-    )
-
-
-def check_fits(planned: Plan, max_len: int | None, model: str, *, takes_texts: bool = True) -> None:
-    """Raises ConfigError if a request is longer than the model can hold, or a chat of texts is sent as ids."""
-    if not takes_texts and any(
-        turn.text is not None for job in planned.jobs if len(job.turns) > 1 for turn in job.turns
-    ):
-        raise ConfigError(
-            "the trace has sessions whose prompts are texts, which cannot be mixed with the token ids of answers",
-            hint="send them with `--endpoint chat`",
-        )
-    if max_len is not None and planned.longest > max_len:
-        raise ConfigError(
-            f"the longest request has {planned.longest:,} tokens with its answer, but `{model}` can hold {max_len:,}",
-            hint="shorten them with `--max-input`, `--max-output` or `--length-scale`",
-        )
-
-
-def _span(workload: Workload) -> float:
-    if workload.trace is None and workload.num_requests is None and workload.duration_s is not None:
-        return workload.warmup_s + workload.duration_s
-    return 0.0
-
-
-def _made_up(workload: Workload, rng: np.random.Generator) -> list[list[TraceRow]]:
-    """Chats of turns with drawn lengths, at drawn times."""
-    if workload.concurrency is not None:
-        times = [0.0] * min(CLOSED_LOOP_JOBS, workload.num_requests or CLOSED_LOOP_JOBS)
-    else:
-        times = _times(workload, rng)
-    num = len(times) * workload.turns
-    inputs, outputs = workload.input.draw(num, rng), workload.output.draw(num, rng)
-    prefix = min(workload.shared_prefix, workload.input.low)
-    rows = (
-        TraceRow(
-            time_s=time_s if turn == 0 else 0.0,
-            input_len=inputs[i * workload.turns + turn],
-            output_len=outputs[i * workload.turns + turn],
-            prefix="" if prefix and turn == 0 else None,
-            prefix_len=prefix if turn == 0 else 0,
-        )
-        for i, time_s in enumerate(times)
-        for turn in range(workload.turns)
-    )
-    return [[next(rows) for _ in range(workload.turns)] for _ in times]
-
-
-def _times(workload: Workload, rng: np.random.Generator) -> list[float]:
-    """Begins of chats, until the run's time is over or there are enough of them."""
-    arriving = workload.profile().times(unit_gaps(workload.process, rng, cv=workload.cv))
-    if workload.duration_s is not None:
-        end_s = workload.warmup_s + workload.duration_s
-        return list(takewhile(lambda time_s: time_s < end_s, arriving))
-    times: list[float] = []
-    counted = 0
-    for time_s in arriving:
-        if counted >= (workload.num_requests or 0):
-            break
-        times.append(time_s)
-        counted += workload.turns if time_s >= workload.warmup_s else 0
-    return times
-
-
-def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
-    """The trace's window as chats, at scaled times."""
-    trace = workload.trace
-    assert trace is not None
-    kind = trace.kind or detect_format(trace.path)
-    if kind == "servegen":
-        rows = _servegen_rows(workload, trace, seed)
-    else:
-        rows = cut_window(_read_once(trace.path, kind, seed), trace.start_s, trace.duration_s)
-        rows = [scale_lengths(row, trace.length_scale, trace.max_input, trace.max_output) for row in rows]
-    scale = trace.time_scale
-    if workload.rate is not None and len(rows) > 1:
-        scale = len(rows) / workload.rate / (trace.duration_s or rows[-1].time_s or 1.0)
-    chats: dict[str, list[TraceRow]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        chats[f"row {i}" if row.session is None else f"session {row.session}"].append(
-            replace(row, time_s=row.time_s * scale)
-        )
-    if workload.concurrency is not None:  # its lengths only
-        return [[replace(row, time_s=0.0) for row in chat] for chat in chats.values()]
-    bound_s = np.inf if workload.duration_s is None else workload.warmup_s + workload.duration_s
-    return [chat for chat in chats.values() if chat[0].time_s < bound_s]
-
-
-@lru_cache(maxsize=4)
-def _read_once(path: Path, kind: TraceFormat, seed: int) -> list[TraceRow]:
-    """The rows of a file, which several plans of one session are made of."""
-    return read_rows(path, kind, seed=seed)
-
-
-def _servegen_rows(workload: Workload, trace: TraceChoice, seed: int) -> list[TraceRow]:
-    """Requests drawn from a ServeGen file's processes; lengths are those of the workload, as the file has none."""
-    times = client_times(read_clients(trace.path), trace.start_s, trace.duration_s or WINDOW_S, seed=seed)
-    rng = np.random.default_rng([seed, 7])
-    lengths = zip(times, workload.input.draw(len(times), rng), workload.output.draw(len(times), rng), strict=True)
-    return [TraceRow(time_s=time_s, input_len=n, output_len=m) for (time_s, _), n, m in lengths]
-
-
-def _first_requests(chats: Sequence[list[TraceRow]], num: int) -> list[list[TraceRow]]:
-    kept, total = [], 0
-    for chat in chats:
-        if total >= num:
-            break
-        kept.append(chat)
-        total += len(chat)
-    return kept
-
-
-def _blocks(row: TraceRow, length: int, index: int, names: dict[tuple[str, str], int]) -> list[Block]:
-    """The row's prompt as blocks that add up to `length`. Own parts have keys below 0."""
-
-    def key(kind: str, name: str) -> int:
-        return names.setdefault((kind, name), len(names) + 1)
-
-    own = -1 - index
-    if row.blocks:
-        keys = [key("block", str(i)) for i in row.blocks]
-        whole = [(k, min(row.block_len, length - i * row.block_len)) for i, k in enumerate(keys)]
-        return [(k, num) for k, num in whole if num > 0]
-    if row.prefix is None:
-        return [(own, length)]
-    shared = min(row.prefix_len, length)
-    prefix_key = SHARED_KEY if row.prefix == "" else key("prefix", row.prefix)
-    return [(prefix_key, shared)] if shared == length else [(prefix_key, shared), (own, length - shared)]
