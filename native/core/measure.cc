@@ -26,6 +26,10 @@ double clock_s(clockid_t id) {
 }
 double seconds() { return clock_s(CLOCK_MONOTONIC); }
 
+PeakLoops loops_of(const std::string& isa) {
+  return isa == "amx" ? amx_peaks() : isa == "avx512" ? avx512_peaks() : isa == "avx2" ? avx2_peaks() : baseline_peaks();
+}
+
 bool available(const std::string& tier) {
   const std::vector<std::string> tiers = available_isas();
   return std::find(tiers.begin(), tiers.end(), tier) != tiers.end();
@@ -33,7 +37,7 @@ bool available(const std::string& tier) {
 
 // Seconds to read every thread's share once, split in num_streams streams.
 double read_once(const uint8_t* data, size_t share_bytes, size_t num_streams, int num_threads) {
-  const auto read = available("avx512") ? avx512_peaks().read : baseline_peaks().read;
+  const auto read = loops_of(available_isas().back()).read;
   const double begin = seconds();
   parallel(num_threads, [&](int t, int) {
     sink ^= read(data + static_cast<size_t>(t) * share_bytes, share_bytes / num_streams, num_streams);
@@ -70,7 +74,7 @@ bool measure_bandwidth(size_t num_bytes, int num_threads, Bandwidth* out) {
 double measure_peak(PeakKind kind, const std::string& isa, int num_threads) {
   if (!available(isa)) return 0;
   const PoolTurn turn(num_threads);  // the loops end with tiles released, which a step must not see
-  const PeakLoops loops = isa == "amx" ? amx_peaks() : isa == "avx512" ? avx512_peaks() : baseline_peaks();
+  const PeakLoops loops = loops_of(isa);
   const auto loop = kind == PeakKind::kInt8 ? loops.int8 : loops.bf16;
   struct alignas(64) Scratch {
     uint8_t bytes[kPeakScratch];

@@ -46,6 +46,9 @@ RowKey row_key(uint64_t seed, int sample_idx, int64_t position) {
   return {static_cast<uint32_t>(h), static_cast<uint32_t>(h >> 32)};
 }
 
-NoiseFn noise_words() { return std::strcmp(kernels().name, "baseline") == 0 ? noise_words_sse2 : avx512::noise_words; }
+NoiseFn noise_words() {
+  const auto is = [tier = kernels().name](const char* name) { return std::strcmp(tier, name) == 0; };
+  return is("baseline") ? noise_words_sse2 : is("avx2") ? avx2::noise_words : avx512::noise_words;
+}
 
 }  // namespace trivet

@@ -20,6 +20,9 @@ RowKey row_key(uint64_t seed, int sample_idx, int64_t position);
 using NoiseFn = void (*)(RowKey row, size_t first_id, uint32_t* words);
 NoiseFn noise_words();  // the fastest for the tier in use; all give the same words
 
+namespace avx2 {
+void noise_words(RowKey row, size_t first_id, uint32_t* words);
+}
 namespace avx512 {
 void noise_words(RowKey row, size_t first_id, uint32_t* words);
 }

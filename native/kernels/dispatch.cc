@@ -99,6 +99,7 @@ struct Tiers {
   size_t current = 0;
   Tiers() {
     list.push_back({"baseline", baseline_table()});
+    if (cpu_has_avx2()) take("avx2", avx2_table(), false);
     if (cpu_has_avx512() && take("avx512", avx512_table(), false) && cpu_has_amx()) {
       if (amx_permitted())
         take("amx", amx_table(), true);
@@ -123,6 +124,13 @@ Tiers& tiers() {
 }
 
 }  // namespace
+
+bool cpu_has_avx2() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  __builtin_cpu_init();
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (c >> 29 & 1);  // f16c
+}
 
 bool cpu_has_avx512() {
   __builtin_cpu_init();

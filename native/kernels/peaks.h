@@ -17,6 +17,7 @@ struct PeakLoops {
 };
 
 PeakLoops baseline_peaks();
+PeakLoops avx2_peaks();
 PeakLoops avx512_peaks();
 PeakLoops amx_peaks();
 

@@ -6,10 +6,17 @@
 namespace trivet {
 
 Kernels baseline_table();
+Kernels avx2_table();
 Kernels avx512_table();
 Kernels amx_table();
 void amx_tiles_begin();
 void amx_tiles_end();
+
+namespace avx2 {
+void linear_i8(const Linear&, const Rows&, size_t, size_t, const Output&, uint8_t*);
+void linear_i4(const Linear&, const Rows&, size_t, size_t, const Output&, uint8_t*);
+void linear_bf16(const Linear&, const Rows&, size_t, size_t, const Output&, uint8_t*);
+}  // namespace avx2
 
 namespace avx512 {  // few-row products that the amx tier uses as well
 void linear_i8(const Linear&, const Rows&, size_t, size_t, const Output&, uint8_t*);

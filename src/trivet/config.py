@@ -12,7 +12,7 @@ Precision = Literal["auto", "bf16", "int8", "int4"]
 KvDtype = Literal["bf16", "int8"]
 
 ENVIRONMENT = {
-    "TRIVET_ISA": "force a kernel tier: baseline, avx512 or amx",
+    "TRIVET_ISA": "force a kernel tier: baseline, avx2, avx512 or amx",
     "TRIVET_THREADS": "compute threads of this process",
     "TRIVET_CACHE_DIR": "where packed weights are kept",
     "TRIVET_LOG": "debug, info, warning or error",

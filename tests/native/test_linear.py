@@ -15,7 +15,7 @@ from trivet import _core
 Array = NDArray[Any]
 NONE_U8, NONE_F32, NONE_I32 = np.zeros(0, np.uint8), np.zeros(0, np.float32), np.zeros(0, np.int32)
 ROWS = [1, 2, 3, 4, 5, 15, 16, 17, 32, 33, 49]
-SHAPES = [(16, 64), (1, 2), (15, 31), (17, 33), (33, 65), (64, 128), (80, 320), (130, 96), (37, 1000)]
+SHAPES = [(16, 64), (1, 2), (15, 31), (17, 33), (33, 65), (64, 128), (80, 320), (130, 96), (37, 1000), (300, 1000)]
 
 
 def rows_of(x: Array, unit: int) -> Array:
@@ -156,6 +156,21 @@ def test_every_tier_writes_the_same_whatever_follows_the_product(kind: str, n: i
         _core.set_isa(before)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 6, 20, 40])
+def test_int8_extremes_are_exact(isa: str, rows: int) -> None:
+    """Sums of two products of +-127 would pass 16 bits if one factor were unsigned: nothing saturates on the way."""
+    k = 512
+    w8 = np.array([[127] * k, [-127] * k, [127, -127] * (k // 2), [127, 127, -127, -127] * (k // 4)], np.int8)
+    codes, colsum = pack_i8(w8)
+    x8 = np.vstack([w8] * 10)[:rows]
+    out = np.zeros((rows, 4), np.float32)
+    _core.kernels.linear(
+        "i8", codes, NONE_U8, np.ones(16, np.float32), colsum, None, 4, k, rows_of(x8, 64), np.ones(rows, np.float32),
+        rows, "store", out,
+    )  # fmt: skip
+    assert np.array_equal(out, x8.astype(np.int64) @ w8.astype(np.int64).T)
+
+
 def test_int4_extremes_are_exact(isa: str) -> None:
     """m * q reaches -120 and 112 (m up to 16): nothing saturates on the way, also with activations of +-127."""
     q = np.array([[-8] * 64, [7] * 64, [-7] * 64], np.int8)
@@ -163,11 +178,11 @@ def test_int4_extremes_are_exact(isa: str) -> None:
     codes, multipliers, colsum = pack_i4(q, m)
     x8 = np.vstack([np.full(64, 127, np.int8), np.full(64, -127, np.int8)])
     scales = np.ones(16, np.float32)
-    for rows in (2, 5):
-        x = rows_of(np.vstack([x8] * 3)[:rows], 64)
+    for rows in (2, 5, 40):
+        x = rows_of(np.vstack([x8] * 20)[:rows], 64)
         out = np.zeros((rows, 3), np.float32)
         _core.kernels.linear(
             "i4", codes, multipliers, scales, colsum, None, 3, 64, x, np.ones(rows, np.float32), rows, "store", out
         )
         w8 = q.astype(np.int64) * np.repeat(m, 32, 1)
-        assert np.array_equal(out, np.vstack([x8] * 3)[:rows].astype(np.int64) @ w8.T)
+        assert np.array_equal(out, np.vstack([x8] * 20)[:rows].astype(np.int64) @ w8.T)

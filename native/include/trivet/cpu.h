@@ -6,13 +6,14 @@
 
 namespace trivet {
 
+bool cpu_has_avx2();    // AVX2, FMA and F16C, with the operating system saving the registers
 bool cpu_has_avx512();  // F, BW, VL, DQ and VNNI, with the operating system saving the registers
 bool cpu_has_amx();     // tile, int8 and bf16 as the CPU says
 // Asks the kernel once a process for the tile registers and reads the answer back. A refusal means "no AMX" (the kernel
 // refuses, for example, when an installed alternate signal stack is too small).
 bool amx_permitted();
 
-std::vector<std::string> available_isas();  // worst first: "baseline", "avx512", "amx"
+std::vector<std::string> available_isas();  // worst first: "baseline", "avx2", "avx512", "amx"
 std::string isa();
 // Why tiers that this CPU seems to have are not available: a sentence each; usually empty.
 std::vector<std::string> isa_notes();

@@ -18,7 +18,8 @@ bool measure_bandwidth(size_t num_bytes, int num_threads, Bandwidth* out);
 enum class PeakKind { kInt8, kBf16 };
 
 // Operations a second (a multiply-add is two) of the kernels' innermost loop in tier `isa`, fed from L1, best of 5 runs
-// of some 10 ms: tiles for amx; for avx512 VNNI (int8) and float FMA (what its bf16 kernels use); SSE2 for baseline.
+// of some 10 ms: tiles for amx; for avx512 VNNI (int8) and float FMA (what its bf16 kernels use); for avx2
+// 16-bit pairs (int8) and float FMA; SSE2 for baseline.
 // 0: this CPU or this build has no such tier.
 double measure_peak(PeakKind kind, const std::string& isa, int num_threads);
 

@@ -1,44 +1,41 @@
-// The avx512 tier: attention tiles by f32 fma in the order of tdpbf16ps (a product of two bf16 is exact in f32, so fma
-// and multiply-then-add agree).
-#include <immintrin.h>
-
+// The avx512 tier: attention tiles by f32 fma in the order of tdpbf16ps, and products for few rows or for many.
+#include "kernels/avx512/many_rows.h"
+#include "kernels/avx512/unit.h"
 #include "kernels/common/table.h"
 #include "kernels/tables.h"
 
 namespace trivet {
 namespace {
 
-struct Chain {
-  // Four rows at a time share each load of b.
-  template <bool kAdd>
-  static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb, float* c,
-                    size_t ldc) {
-    const __m512i high = _mm512_set1_epi32(int32_t(0xffff0000));
-    for (size_t r = 0; r < rows; r += 4) {
-      __m512 acc[4];
-      for (int t = 0; t < 4; ++t) acc[t] = kAdd ? _mm512_loadu_ps(c + (r + t) * ldc) : _mm512_setzero_ps();
-      for (size_t i = 0; i < num; ++i) {
-        __m512 even[4], odd[4];
-        for (int t = 0; t < 4; ++t) even[t] = odd[t] = _mm512_setzero_ps();
-        for (int j = 0; j < 16; ++j) {
-          const __m512i v = _mm512_loadu_si512(b[i] + j * ldb);
-          const __m512 ve = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
-          const __m512 vo = _mm512_castsi512_ps(_mm512_and_si512(v, high));
-          for (int t = 0; t < 4; ++t) {
-            const uint16_t* x = a + (r + t) * lda + 32 * i + 2 * j;
-            even[t] = _mm512_fmadd_ps(ve, _mm512_set1_ps(bf16_to_float(x[0])), even[t]);
-            odd[t] = _mm512_fmadd_ps(vo, _mm512_set1_ps(bf16_to_float(x[1])), odd[t]);
-          }
-        }
-        for (int t = 0; t < 4; ++t) acc[t] = _mm512_add_ps(acc[t], _mm512_add_ps(even[t], odd[t]));
+struct TileUnit : Unit {
+  template <bool kAdd, class At>
+  TRIVET_INLINE void tile(size_t rows, const float* a, size_t lda, At&& at, size_t num, float* c, size_t ldc) {
+    const auto pairs = [&](size_t i, int j, int) { return at(i, j); };
+    for_runs(rows, kMostRows, [&](size_t r, size_t length, size_t, size_t) {
+      switch (length) {
+#define TRIVET_CASE(R) \
+  case R: return chain<Unit, kAdd, R, 1>(a + r * lda, lda, pairs, num, c + r * ldc, ldc);
+        TRIVET_EACH_ROWS(TRIVET_CASE)
       }
-      for (int t = 0; t < 4; ++t) _mm512_storeu_ps(c + (r + t) * ldc, acc[t]);
-    }
+    });
   }
 };
 
+// Up to these many rows the kernels that stream weights are quicker (docs/lab.md); the bits are the same.
+constexpr size_t kFewInt8 = 8, kFewInt4 = 4, kFewBf16 = 4;
+
+void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  (x.num <= kFewInt8 ? avx512::linear_i8 : avx512::many_rows_i8)(w, x, begin, end, out, scratch);
+}
+void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  (x.num <= kFewInt4 ? avx512::linear_i4 : avx512::many_rows_i4)(w, x, begin, end, out, scratch);
+}
+void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  (x.num <= kFewBf16 ? avx512::linear_bf16 : avx512::many_rows_bf16)(w, x, begin, end, out, scratch);
+}
+
 }  // namespace
 
-Kernels avx512_table() { return make_table<TileProducts<Chain>>("avx512", avx512::linear_bf16, avx512::linear_i8, avx512::linear_i4); }
+Kernels avx512_table() { return make_table<ChainProducts<TileUnit>>("avx512", linear_bf16, linear_i8, linear_i4); }
 
 }  // namespace trivet

@@ -23,8 +23,8 @@ TRIVET_INLINE void widen(const int8_t* in, uint16_t* out) {
   for (int h = 0; h < 2; ++h) {
     vb b;
     __builtin_memcpy(&b, in + 16 * h, 16);
-    const vf f = __builtin_convertvector(__builtin_convertvector(b, vi), vf);
-    const vh v = __builtin_convertvector((vu)as_int(f) >> 16, vh);
+    const vf f = to_float(widened(b));
+    const vh v = low_halves((vu)as_int(f) >> 16);
     __builtin_memcpy(out + 16 * h, &v, 32);
   }
 }
@@ -112,9 +112,9 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
       if (kv.int8)
         for (size_t j = 0; j < seen; j += 16) store(row + j, load(row + j) * load(key_scale + j));
       if (size_t(visible) < seen) {
-        const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        static constexpr int32_t kLane[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         float* last = row + seen - 16;
-        store(last, lane < int32_t(size_t(visible) + 16 - seen) ? load(last) : splat(-__builtin_inff()));
+        store(last, select(load(kLane) < int32_t(size_t(visible) + 16 - seen), load(last), splat(-__builtin_inff())));
       }
       vf m = load(row);
       for (size_t j = 16; j < seen; j += 16) m = max(m, load(row + j));

@@ -45,8 +45,7 @@ void quantize(const X* x, size_t k, size_t kp, int8_t* out, float* scale) {
   const float inverse = absmax > 1e-30f ? 127.0f / absmax : 0.0f;
   for (i = 0; i < k; i += 16) {
     const vf v = k - i >= 16 ? load(x + i) : load_first(x + i, k - i);
-    const vi q = __builtin_convertvector(round_even(v * inverse), vi);
-    const vb b = __builtin_convertvector(q, vb);
+    const vb b = low_bytes(to_int(round_even(v * inverse)));
     __builtin_memcpy(out + i, &b, 16);  // kp is a multiple of 64: in bounds
   }
   for (; i < kp; ++i) out[i] = 0;

@@ -13,8 +13,8 @@ namespace {
 TRIVET_INLINE vf finite(const vf& x) {
   const vi magnitude = as_int(x) & 0x7fffffff;
   const vi largest = (as_int(x) & int32_t(0x80000000)) | 0x7f7f0000;  // of bf16
-  const vi kept = magnitude > 0x7f7f0000 ? largest : as_int(x);
-  return as_float(magnitude > 0x7f800000 ? vi{} : kept);
+  const vi kept = select(magnitude > 0x7f7f0000, largest, as_int(x));
+  return as_float(select(magnitude > 0x7f800000, vi{}, kept));
 }
 
 // int8 codes of one token, and their scale.
@@ -27,7 +27,7 @@ TRIVET_INLINE float codes_of(const X* x, size_t p, int8_t* out) {
   for (size_t i = 0; i < p; i += 16) {
     const vf q = finite(p - i >= 16 ? load(x + i) : load_first(x + i, p - i)) * inverse;
     const vf cut = max(min(q, splat(127.0f)), splat(-127.0f));
-    const vb b = __builtin_convertvector(__builtin_convertvector(round_even(cut), vi), vb);
+    const vb b = low_bytes(to_int(round_even(cut)));
     __builtin_memcpy(out + i, &b, 16);
   }
   return absmax / 127.0f;

@@ -1,60 +1,19 @@
-// Sixteen lanes of f32 or i32, as GCC/Clang vector types: the same source compiles to SSE2 or AVX-512, and gives the same
-// bits, because every lane operation is one IEEE operation (no fma, no reassociation).
-//
-// Everything is static and always inlined: no code of a tier may be shared with another through the linker.
+// Arithmetic on sixteen lanes (lanes.h): the same source compiles to SSE2, AVX2 or AVX-512, and gives the same bits,
+// because every lane operation is one IEEE operation (no fma, no reassociation).
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
-#define TRIVET_INLINE static inline __attribute__((always_inline))
+#include "kernels/common/lanes.h"
 
 namespace trivet {
 namespace {
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
-typedef int8_t vb __attribute__((vector_size(16)));
-
-TRIVET_INLINE vf load(const float* p) { vf v; __builtin_memcpy(&v, p, 64); return v; }
-TRIVET_INLINE void store(float* p, const vf& v) { __builtin_memcpy(p, &v, 64); }
-TRIVET_INLINE vi load(const int32_t* p) { vi v; __builtin_memcpy(&v, p, 64); return v; }
 TRIVET_INLINE vf splat(float x) { return vf{} + x; }
-TRIVET_INLINE vi as_int(const vf& x) { vi v; __builtin_memcpy(&v, &x, 64); return v; }
-TRIVET_INLINE vf as_float(const vi& x) { vf v; __builtin_memcpy(&v, &x, 64); return v; }
-TRIVET_INLINE vf to_float(const vi& x) { return __builtin_convertvector(x, vf); }
-TRIVET_INLINE vf max(const vf& a, const vf& b) { return a > b ? a : b; }
-TRIVET_INLINE vi max(const vi& a, const vi& b) { return a > b ? a : b; }
-TRIVET_INLINE vf min(const vf& a, const vf& b) { return a < b ? a : b; }
+TRIVET_INLINE vf max(const vf& a, const vf& b) { return select(a > b, a, b); }
+TRIVET_INLINE vi max(const vi& a, const vi& b) { return select(a > b, a, b); }
+TRIVET_INLINE vf min(const vf& a, const vf& b) { return select(a < b, a, b); }
 TRIVET_INLINE vf abs(const vf& a) { return as_float(as_int(a) & 0x7fffffff); }
-
-// Lane sums and maxima in one fixed tree: 16 -> 8 -> 4 -> 2 -> 1. The upper lanes of each fold do not matter.
-#define TRIVET_FOLD(v, n)                                                                                              \
-  __builtin_shufflevector(v, v, (0 + n) % 16, (1 + n) % 16, (2 + n) % 16, (3 + n) % 16, (4 + n) % 16, (5 + n) % 16,      \
-                          (6 + n) % 16, (7 + n) % 16, (8 + n) % 16, (9 + n) % 16, (10 + n) % 16, (11 + n) % 16,          \
-                          (12 + n) % 16, (13 + n) % 16, (14 + n) % 16, (15 + n) % 16)
-TRIVET_INLINE float sum(vf v) {
-  v = v + TRIVET_FOLD(v, 8);
-  v = v + TRIVET_FOLD(v, 4);
-  v = v + TRIVET_FOLD(v, 2);
-  v = v + TRIVET_FOLD(v, 1);
-  return v[0];
-}
-template <class V>
-TRIVET_INLINE auto max_lane(V v) {
-  v = max(v, TRIVET_FOLD(v, 8));
-  v = max(v, TRIVET_FOLD(v, 4));
-  v = max(v, TRIVET_FOLD(v, 2));
-  v = max(v, TRIVET_FOLD(v, 1));
-  return v[0];
-}
 
 // Loads the first n (< 16) lanes, others zero; never touches memory past them.
 TRIVET_INLINE vf load_first(const float* p, size_t n) {
@@ -76,7 +35,7 @@ TRIVET_INLINE vf round_even(const vf& x) { return (x + 12582912.0f) - 12582912.0
 // largest relative error), whose exponent bits are moved by n. Adding 1.5 * 2^23 to x leaves n in the low bits.
 TRIVET_INLINE vf exp2(const vf& x) {
   const vf bottom = splat(-127.0f);
-  const vf cut = bottom > x ? bottom : x;  // in this order, NaN stays
+  const vf cut = select(bottom > x, bottom, x);  // in this order, NaN stays
   const vf shifted = cut + 12582912.0f;
   const vf r = cut - (shifted - 12582912.0f);
   vf p = r * 1.32647273e-3f + 9.67151299e-3f;
@@ -112,14 +71,9 @@ TRIVET_INLINE float bf16_to_float(uint16_t h) {
   return f;
 }
 TRIVET_INLINE vf load(const uint16_t* p) {
-#ifdef __AVX512F__  // GCC 12 converts by halves
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  return as_float((vi)_mm512_slli_epi32(wide, 16));
-#else
   vh h;
   __builtin_memcpy(&h, p, 32);
-  return as_float((vi)(__builtin_convertvector(h, vu) << 16));
-#endif
+  return as_float((vi)(widened(h) << 16));
 }
 TRIVET_INLINE vf load_first(const uint16_t* p, size_t n) {
   uint16_t a[16] = {0};
@@ -132,12 +86,12 @@ TRIVET_INLINE void store_bf16_quick(uint16_t* p, const vf& x) {
   const __m256bh h = _mm512_cvtneps_pbh((__m512)x);
 #else
   const vu u = (vu)as_int(x);
-  const vh h = __builtin_convertvector((u + 0x7fffu + ((u >> 16) & 1u)) >> 16, vh);
+  const vh h = low_halves((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 #endif
   __builtin_memcpy(p, &h, 32);
 }
 TRIVET_INLINE void store_bf16(uint16_t* p, const vf& x) {
-  const vh h = __builtin_convertvector((vu)bf16_bits(x), vh);
+  const vh h = low_halves((vu)bf16_bits(x));
   __builtin_memcpy(p, &h, 32);
 }
 

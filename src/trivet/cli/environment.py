@@ -10,7 +10,7 @@ import sys
 from trivet.config import ENVIRONMENT, env, env_threads
 from trivet.errors import ConfigError
 
-ISAS = ("baseline", "avx512", "amx")
+ISAS = ("baseline", "avx2", "avx512", "amx")
 LEVELS = ("debug", "info", "warning", "error")
 
 

@@ -143,8 +143,8 @@ def choose_isa() -> str:
     wanted = env("TRIVET_ISA")
     if wanted is None:
         return _core.isa()
-    if wanted not in ("baseline", "avx512", "amx"):
-        raise ConfigError(f"TRIVET_ISA is {wanted!r}, but it must be baseline, avx512 or amx")
+    if wanted not in ("baseline", "avx2", "avx512", "amx"):
+        raise ConfigError(f"TRIVET_ISA is {wanted!r}, but it must be baseline, avx2, avx512 or amx")
     available = _core.available_isas()
     if wanted not in available:
         raise UnsupportedCpu(
