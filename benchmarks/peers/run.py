@@ -1,4 +1,4 @@
-"""Runs rows: every rival once, then ours in turn with the two best of them, five times.
+"""Runs rows: every rival alone, then ours in turn with the two best of them, five times.
 
     python -m benchmarks.peers --rows R1,R2.512 --home /tmp/peers --model /tmp/qwen3-0.6b
 
@@ -32,7 +32,8 @@ from benchmarks.record import environment, limits
 LOAD_S = 400.0  # vLLM compiles for more than a minute
 TURN_S = 300.0
 WARM_UP_TOKENS = 16
-SURVEY_ROUND, WARM_UP_ROUND = 90, 91
+SURVEY_ROUND, WARM_UP_ROUND = 90, 95
+SHORT_TURN_S = 40.0  # load and warm-up included
 
 
 class Measure(Protocol):
@@ -131,8 +132,16 @@ def turn_order(names: Sequence[str], number: int) -> list[str]:
     return list(names) if number % 2 == 0 else list(reversed(names))
 
 
+def better(row: Row, one: Message, two: Message) -> Message:
+    """The turn with the better value."""
+    return min(one, two, key=lambda turn: turn["value"] if row.lower_is_better else -turn["value"])
+
+
 def survey(row: Row, results: Results, names: Sequence[str], measure: Measure, deadline_s: float) -> bool:
-    """Every rival once, but for those that were. False if time was up before."""
+    """A turn of every rival (the better of two, if that is soon done), but for those that had theirs.
+
+    False if time was up before.
+    """
     for name in names:
         if name in results.surveys(row.name):
             continue
@@ -140,7 +149,10 @@ def survey(row: Row, results: Results, names: Sequence[str], measure: Measure, d
             return False
         record: Message = {"kind": "survey", "row": row.name, "contestant": name}
         try:
+            begin_s = time.monotonic()
             answer = measure(row, CONTESTANTS[name], SURVEY_ROUND)
+            if row.measure == "work" and time.monotonic() - begin_s < SHORT_TURN_S:
+                answer = better(row, answer, measure(row, CONTESTANTS[name], SURVEY_ROUND + 1))
         except WorkerFailed as error:
             say(row.name, name, error)
             results.append({**record, "error": str(error)})
@@ -209,12 +221,13 @@ def main() -> None:
     )
     parser.add_argument("--rows", default=",".join(ROWS), help="names, or what they begin with: R1,R2.512")
     parser.add_argument("--peers", help="only these: llama.cpp,openvino,vllm,onnxruntime,transformers")
+    parser.add_argument("--rivals", help="only these, such as llama.cpp/Q8_0,vllm/w8a8")
     parser.add_argument("--home", type=Path, required=True, help="the folder that benchmarks.peers.setup filled")
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint folder")
     parser.add_argument("--results", type=Path, default=Path("results/peers.jsonl"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tier", default="native", help="native, avx512 or avx2: for the rows of R11")
-    parser.add_argument("--memory-gib", type=float, default=10, help="workers that wait are ended beyond this")
+    parser.add_argument("--memory-gib", type=float, default=8, help="workers that wait are ended beyond this")
     parser.add_argument("--limit", type=float, default=900, help="seconds a row may take")
     parser.add_argument("--finalists", type=int, default=FINALISTS, help="rivals that take turns with ours")
     parser.add_argument("--rounds", type=int, help="turns of each; default: what the row says")
@@ -226,7 +239,8 @@ def main() -> None:
         "threads": place.threads, "model_facts": model_facts(place.model),
     }  # fmt: skip
     results = Results(args.results, where)
-    only = args.peers.split(",") if args.peers else None
+    peers = args.peers.split(",") if args.peers else None
+    names = args.rivals.split(",") if args.rivals else None
     with Pool(memory_bytes=int(args.memory_gib * 2**30)) as pool:
         turns = Turns(place, pool)
         for row in select(args.rows.split(",")):
@@ -236,7 +250,10 @@ def main() -> None:
             if results.is_done(row.name) and not args.again:
                 say(row.name, "was measured at this commit")
                 continue
-            rivals = [n for n in row.rivals if only is None or CONTESTANTS[n].peer in only]
+            rivals = [
+                n for n in row.rivals
+                if (peers is None or CONTESTANTS[n].peer in peers) and (names is None or n in names)
+            ]  # fmt: skip
             asked = replace(row, rounds=args.rounds or row.rounds)
             done = run_row(asked, results, rivals, turns, limit_s=args.limit, count=args.finalists,
                            machine=lambda: limits(place.threads))  # fmt: skip
