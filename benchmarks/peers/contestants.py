@@ -134,13 +134,27 @@ def worker_environment(contestant: Contestant, place: Place, *, first: bool = Fa
     return environment
 
 
+def kv_bytes(place: Place, context: int, streams: int) -> int:
+    """What the work fills of a KV cache, with a little more for whole blocks."""
+    return streams * (context + 64) * place.kv_bytes_per_token
+
+
+def memory_need(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
+    """Bytes that a worker may come to use: 3 GiB, and the KV that it fills, or takes at once."""
+    context = max(_longest(work["prompt"]) + _longest(work["output"]), work.get("long", 0))
+    filled = kv_bytes(place, context, work.get("streams", 1))
+    if contestant.peer in ("vllm", "openvino"):
+        filled = max(filled, place.kv_gib << 30)
+    return (3 << 30) + filled
+
+
 def _longest(tokens: int | list[int]) -> int:
     return tokens if isinstance(tokens, int) else max(tokens)
 
 
 def _settings(contestant: Contestant, place: Place, context: int, streams: int) -> dict[str, Any]:
     own = {name: value for name, value in contestant.settings.items() if name != "artifact"}
-    kv_gib = max(place.kv_gib, -(-streams * (context + 64) * place.kv_bytes_per_token // 2**30))
+    kv_gib = max(place.kv_gib, -(-kv_bytes(place, context, streams) // 2**30))
     kv = {"kv_gib": kv_gib, "max_tokens": 4096}
     if contestant.peer == "trivet":
         return {"model": str(place.model), "threads": place.threads, "memory": kv_gib << 30,

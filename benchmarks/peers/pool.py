@@ -6,25 +6,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+import psutil
+
 from benchmarks.peers.worker import Worker, WorkerFailed
 
 Key = tuple[str, ...]
 
 
-class Pool:
-    """At most `memory_bytes` of waiting workers; who was used longest ago goes first."""
+def available_bytes() -> int:
+    """What may still be used without swapping."""
+    return int(psutil.virtual_memory().available)
 
-    def __init__(self, *, memory_bytes: int) -> None:
-        self.memory_bytes = memory_bytes
+
+class Pool:
+    """Workers that wait are ended while memory is short for the next one; who was used longest ago goes first."""
+
+    def __init__(self, *, available_bytes: Callable[[], int] = available_bytes) -> None:
+        self._available_bytes = available_bytes
         self._workers: dict[Key, Worker] = {}  # the longest unused first
 
     @contextmanager
-    def use(self, key: Key, start: Callable[[], Worker]) -> Iterator[Worker]:
-        """The worker of this key, running alone; started if there is none. One that fails is ended."""
+    def use(self, key: Key, start: Callable[[], Worker], *, need_bytes: int = 0) -> Iterator[Worker]:
+        """The worker of this key, running alone; started, with so much memory free, if there is none.
+
+        One that fails is ended.
+        """
         self.stop_all()
         worker = self._workers.pop(key, None)
         if worker is None:
-            self._make_room()
+            self._make_room(need_bytes)
             worker = start()
         self._workers[key] = worker
         worker.resume()
@@ -39,8 +49,8 @@ class Pool:
         for worker in self._workers.values():
             worker.stop()
 
-    def _make_room(self) -> None:
-        while self._workers and sum(w.rss_bytes() for w in self._workers.values()) > self.memory_bytes:
+    def _make_room(self, need_bytes: int) -> None:
+        while self._workers and self._available_bytes() < need_bytes:
             self._workers.pop(next(iter(self._workers))).end()
 
     def __enter__(self) -> Pool:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.peers.contestants import CONTESTANTS, Contestant, Place, worker_command, worker_environment
+from benchmarks.peers.contestants import CONTESTANTS, Contestant, Place, memory_need, worker_command, worker_environment
 from benchmarks.peers.model_facts import model_facts
 from benchmarks.peers.pool import Pool
 from benchmarks.peers.results import Results
@@ -86,7 +86,8 @@ class Turns:
 
     def _work(self, row: Row, contestant: Contestant, number: int) -> Message:
         command = worker_command(contestant, self.place, row.work)
-        with self.pool.use(tuple(command), lambda: self._begin(contestant, row, command)) as worker:
+        need = memory_need(contestant, self.place, row.work)
+        with self.pool.use(tuple(command), lambda: self._begin(contestant, row, command), need_bytes=need) as worker:
             if row.name not in worker.warm:
                 worker.ask(warm_up(row), timeout_s=TURN_S)
                 worker.warm.add(row.name)
@@ -227,7 +228,6 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/peers.jsonl"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tier", default="native", help="native, avx512 or avx2: for the rows of R11")
-    parser.add_argument("--memory-gib", type=float, default=8, help="workers that wait are ended beyond this")
     parser.add_argument("--limit", type=float, default=900, help="seconds a row may take")
     parser.add_argument("--finalists", type=int, default=FINALISTS, help="rivals that take turns with ours")
     parser.add_argument("--rounds", type=int, help="turns of each; default: what the row says")
@@ -241,7 +241,7 @@ def main() -> None:
     results = Results(args.results, where)
     peers = args.peers.split(",") if args.peers else None
     names = args.rivals.split(",") if args.rivals else None
-    with Pool(memory_bytes=int(args.memory_gib * 2**30)) as pool:
+    with Pool() as pool:
         turns = Turns(place, pool)
         for row in select(args.rows.split(",")):
             if (place.tier != "native") != row.name.startswith("R11"):

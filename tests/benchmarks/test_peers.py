@@ -136,19 +136,25 @@ def test_one_runs_and_the_longest_unused_goes_when_memory_is_short(tmp_path: Pat
     def state(worker: Worker) -> str:
         return Path(f"/proc/{worker._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
-    with Pool(memory_bytes=1 << 40) as pool:
-        with pool.use(("a",), lambda: start(tmp_path, "a")) as a:
+    with Pool(available_bytes=lambda: 100) as pool:
+        with pool.use(("a",), lambda: start(tmp_path, "a"), need_bytes=100) as a:
             pass
-        with pool.use(("b",), lambda: start(tmp_path, "b")) as b:
+        with pool.use(("b",), lambda: start(tmp_path, "b"), need_bytes=100) as b:
             deadline = time.monotonic() + 10
             while state(a) != "T" and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert state(a) == "T" and state(b) != "T"
-        with pool.use(("a",), lambda: pytest.fail("it is still there")) as again:
+        with pool.use(("a",), lambda: pytest.fail("it is still there"), need_bytes=101) as again:
             assert again is a
-        pool.memory_bytes = 0
-        with pool.use(("c",), lambda: start(tmp_path, "c")):
-            assert b._process.poll() is not None and a._process.poll() is not None
+        pool._available_bytes = lambda: 100 if b._process.poll() is None else 200
+        with pool.use(("c",), lambda: start(tmp_path, "c"), need_bytes=150):
+            assert b._process.poll() is not None and a._process.poll() is None
+
+
+def test_memory_is_asked_for_by_what_is_taken(place: Place) -> None:
+    work = {**DECODE, "streams": 8, "prompt": 8192}
+    ours, vllm = (contestants.memory_need(CONTESTANTS[n], place, work) for n in ("trivet/int8", "vllm/w8a8"))
+    assert ours == (3 << 30) + 8 * (8192 + 4 + 64) * 2 * 2 * 2 * 4 and vllm == 8 << 30
 
 
 # --- a row --------------------------------------------------------------------------------------------------------
