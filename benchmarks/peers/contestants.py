@@ -1,6 +1,6 @@
 """Who takes part: every form of every peer with its best known settings, and our own.
 
-A form's name is `peer/form`; its flags are what the table prints. What a worker gets is in workers/*.py.
+A form's name is `peer/form`. What the settings of a worker mean is in workers/*.py; the table prints them.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import trivet
 from benchmarks.peers.model_facts import model_facts
-from benchmarks.peers.setup import llama_source, python_of
+from benchmarks.peers.setup import LLAMA_SDIST, VLLM, llama_source, python_of
 
 REPO = Path(__file__).resolve().parents[2]
 WORKERS = Path(__file__).parent / "workers"
@@ -25,6 +25,7 @@ Bits = Literal[4, 8, 16]
 LLAMA = {"batch": 2048, "micro_batch": 512}
 # OpenVINO computes in bf16 unless told; with f32 it decodes faster (int4 32 -> 41 tok/s) and prefills at half the speed
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+SERVER_VERSIONS = {"llama.cpp": LLAMA_SDIST, "vllm": VLLM}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +63,6 @@ class Contestant:
     @property
     def name(self) -> str:
         return f"{self.peer}/{self.form}" + ("" if self.kind == "engine" else "/server")
-
-    @property
-    def flags(self) -> str:
-        """What the table says of its settings, without the paths."""
-        return json.dumps(self.settings, separators=(",", ":")) if self.settings else ""
 
 
 def _openvino(form: str, artifact: str, bits: Bits, head: int, *, f32: bool = False) -> Contestant:
@@ -122,15 +118,15 @@ def worker_command(contestant: Contestant, place: Place, work: dict[str, Any]) -
     return [python, str(script), json.dumps(settings)]
 
 
-def worker_environment(contestant: Contestant, place: Place, *, first: bool = False) -> dict[str, str]:
-    """Environment variables of a worker. `first`: as if this model had never been loaded (we pack it then)."""
+def worker_environment(contestant: Contestant, place: Place, *, cache: str | None = None) -> dict[str, str]:
+    """Environment variables of a worker. `cache`: where we keep packed weights, if not where they are already."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     if contestant.peer == "trivet" or contestant.kind == "server":
         environment["PYTHONPATH"] = os.pathsep.join([str(REPO / "src"), str(REPO)])
     if contestant.peer == "trivet" and place.tier != "native":
         environment["TRIVET_ISA"] = place.tier
-    if contestant.peer == "trivet" and first:
-        environment["TRIVET_CACHE_DIR"] = tempfile.mkdtemp(prefix="packed-", dir=place.home)
+    if contestant.peer == "trivet" and cache:
+        environment["TRIVET_CACHE_DIR"] = cache
     return environment
 
 
@@ -146,6 +142,12 @@ def memory_need(contestant: Contestant, place: Place, work: dict[str, Any]) -> i
     if contestant.peer in ("vllm", "openvino"):
         filled = max(filled, place.kv_gib << 30)
     return (3 << 30) + filled
+
+
+def shown_settings(command: list[str], place: Place) -> str:
+    """What a worker was told, for the table: without the paths of this machine."""
+    text = command[2].replace(str(place.forms), "FORMS").replace(str(place.home), "HOME")
+    return text.replace(str(place.model), "MODEL").replace(sys.executable, "python")
 
 
 def _longest(tokens: int | list[int]) -> int:
@@ -181,7 +183,8 @@ def _vllm_model(contestant: Contestant, place: Place) -> str:
 def _server(contestant: Contestant, place: Place, work: dict[str, Any]) -> dict[str, Any]:
     streams = work.get("streams", 1)
     context = max(_longest(work["prompt"]) + _longest(work["output"]), work.get("long", 0) + 32)
-    common = {"name": "x", "tokenizer": str(place.model), "versions": {}}
+    versions = {"trivet": trivet.__version__, **SERVER_VERSIONS}
+    common = {"name": "x", "tokenizer": str(place.model), "versions": {contestant.peer: versions[contestant.peer]}}
     if contestant.peer == "trivet":
         own = contestant.settings
         return {**common, "command": [

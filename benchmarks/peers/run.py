@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,7 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.peers.contestants import CONTESTANTS, Contestant, Place, memory_need, worker_command, worker_environment
+from benchmarks.peers.contestants import (
+    CONTESTANTS,
+    Contestant,
+    Place,
+    memory_need,
+    shown_settings,
+    worker_command,
+    worker_environment,
+)
 from benchmarks.peers.model_facts import model_facts
 from benchmarks.peers.pool import Pool
 from benchmarks.peers.results import Results
@@ -87,7 +96,7 @@ class Turns:
     def _work(self, row: Row, contestant: Contestant, number: int) -> Message:
         command = worker_command(contestant, self.place, row.work)
         need = memory_need(contestant, self.place, row.work)
-        with self.pool.use(tuple(command), lambda: self._begin(contestant, row, command), need_bytes=need) as worker:
+        with self.pool.use(tuple(command), lambda: self._begin(contestant, command), need_bytes=need) as worker:
             if row.name not in worker.warm:
                 worker.ask(warm_up(row), timeout_s=TURN_S)
                 worker.warm.add(row.name)
@@ -114,15 +123,20 @@ class Turns:
         """A new worker that ends with the turn; nobody else runs."""
         place = replace(self.place, kv_gib=1, fill_kv=True) if row.measure == "memory" else self.place
         self.pool.stop_all()
-        worker = self._begin(contestant, row, worker_command(contestant, place, row.work))
+        cache = (
+            stack.enter_context(tempfile.TemporaryDirectory(dir=place.home)) if row.measure == "first start" else None
+        )
+        worker = self._begin(contestant, worker_command(contestant, place, row.work), cache)
         stack.callback(worker.end)
         return worker
 
-    def _begin(self, contestant: Contestant, row: Row, command: list[str]) -> Worker:
+    def _begin(self, contestant: Contestant, command: list[str], cache: str | None = None) -> Worker:
         log = self.place.home / "logs" / f"{contestant.name.replace('/', '-')}.log"
-        env = worker_environment(contestant, self.place, first=row.measure == "first start")
+        env = worker_environment(contestant, self.place, cache=cache)
         say("starting", contestant.name)
-        return Worker(command, env, log, timeout_s=LOAD_S)
+        worker = Worker(command, env, log, timeout_s=LOAD_S)
+        worker.about["settings"] = shown_settings(command, self.place)
+        return worker
 
 
 # --- a row --------------------------------------------------------------------------------------------------------

