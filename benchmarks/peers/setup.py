@@ -4,8 +4,7 @@
 
 HOME/env/PEER is a virtual environment, HOME/build/llama.cpp-TIER a build, HOME/models/NAME/FORM a form of the
 checkpoint. Interrupted, it goes on where it was. `--parts environment` (or `build`, `models`) does only that part;
-`--tiers native,avx512,avx2` builds llama.cpp for other instruction sets, too. HOME/wheels is looked into for wheels
-that were downloaded before.
+`--tiers native,avx512,avx2` builds llama.cpp for other instruction sets, too.
 """
 
 from __future__ import annotations
@@ -103,9 +102,7 @@ def make_environment(home: Path, peer: str) -> None:
         return
     run([sys.executable, "-m", "venv", "--clear", folder])
     pip: list[str | Path] = [python_of(home, peer), "-m", "pip"]
-    wheels = home / "wheels"
-    found: list[str | Path] = ["--find-links", wheels] if wheels.exists() else []
-    run([*pip, "install", "--quiet", "--disable-pip-version-check", "--prefer-binary", *found,
+    run([*pip, "install", "--quiet", "--disable-pip-version-check", "--prefer-binary",
          *ENVIRONMENTS[peer].install])  # fmt: skip
     if ENVIRONMENTS[peer].remove:
         run([*pip, "uninstall", "--quiet", "--yes", *ENVIRONMENTS[peer].remove])
@@ -119,7 +116,7 @@ def llama_source(home: Path) -> Path:
     """The unpacked source distribution of llama-cpp-python, whose vendor folder has llama.cpp, patched."""
 
     def make(folder: Path) -> None:
-        sdists = home / "wheels" / "sdist"
+        sdists = home / "sdist"
         if not list(sdists.glob("llama_cpp_python-*.tar.gz")):
             run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "-d", sdists,
                  LLAMA_SDIST])  # fmt: skip
