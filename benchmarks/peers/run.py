@@ -3,9 +3,9 @@
     python -m benchmarks.peers --rows R1,R2.512 --home /tmp/peers --model /tmp/qwen3-0.6b
 
 Called again it goes on: rivals that were surveyed on this machine are not surveyed again, rows that were measured at
-this commit are left out (--again measures them). A row ends after --limit seconds; what is missing then is done by the
-next call (a survey), or is left out (rounds; the record says how many there were). While one works, the others
-are stopped (SIGSTOP). `python -m benchmarks.peers.table FILE` prints the table.
+this commit are left out (--again measures them). The rounds of a row end after --limit seconds, and so does its survey;
+what is missing then is left out (rounds; the record says how many there were), or done by the next call (a survey).
+While one works, the others are stopped (SIGSTOP). `python -m benchmarks.peers.table FILE` prints the table.
 """
 
 from __future__ import annotations
@@ -215,12 +215,11 @@ def run_row(
     row: Row, results: Results, rivals: Sequence[str], measure: Measure, *, limit_s: float, count: int = FINALISTS,
     machine: Callable[[], Message],
 ) -> bool:  # fmt: skip
-    """Surveys and alternates. False if the survey is not whole yet."""
-    begin_s = time.monotonic()
-    if not survey(row, results, rivals, measure, begin_s + limit_s):
+    """Surveys and alternates, each within the limit. False if the survey is not whole yet."""
+    if not survey(row, results, rivals, measure, time.monotonic() + limit_s):
         return False
     best = finalists(row, results, rivals, count)
-    before = machine()
+    begin_s, before = time.monotonic(), machine()
     turns, rounds = alternate(row, [*row.ours, *best], measure, begin_s + limit_s)
     results.append({
         "kind": "row", "row": row.name, "ours": row.ours, "finalists": best, "rounds": rounds,
@@ -242,7 +241,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("results/peers.jsonl"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tier", default="native", help="native, avx512 or avx2: for the rows of R11")
-    parser.add_argument("--limit", type=float, default=900, help="seconds a row may take")
+    parser.add_argument("--limit", type=float, default=900, help="seconds for the rounds of a row, and for its survey")
     parser.add_argument("--finalists", type=int, default=FINALISTS, help="rivals that take turns with ours")
     parser.add_argument("--rounds", type=int, help="turns of each; default: what the row says")
     parser.add_argument("--again", action="store_true", help="also rows that were measured at this commit")

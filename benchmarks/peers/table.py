@@ -145,8 +145,14 @@ def versions_and_flags(records: Sequence[Record]) -> str:
                 if "about" in turn:
                     about = turn["about"]
                     versions = ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())
-                    found[name] = (versions, about.get("settings", ""))
-    text = ["## Versions and settings", "", "| | versions | settings |", "| --- | --- | --- |"]
+                    said = about.get("system", "").replace(" | ", ", ").strip(" |")
+                    found[name] = (", ".join(filter(None, [versions, said])), about.get("settings", ""))
+    text = [
+        "## Versions and settings",
+        "",
+        "| | versions, and what it says of itself | settings |",
+        "| --- | --- | --- |",
+    ]
     text += [f"| {name} | {versions} | `{settings}` |" for name, (versions, settings) in sorted(found.items())]
     return "\n".join(text)
 
