@@ -39,7 +39,6 @@ from benchmarks.peers.worker import Message, Worker, WorkerFailed
 from benchmarks.record import environment, limits
 
 LOAD_S = 400.0  # vLLM compiles for more than a minute
-TURN_S = 300.0
 WARM_UP_TOKENS = 16
 SURVEY_ROUND, WARM_UP_ROUND = 90, 95
 SHORT_TURN_S = 40.0  # load and warm-up included
@@ -98,9 +97,9 @@ class Turns:
         need = memory_need(contestant, self.place, row.work)
         with self.pool.use(tuple(command), lambda: self._begin(contestant, command), need_bytes=need) as worker:
             if row.name not in worker.warm:
-                worker.ask(warm_up(row), timeout_s=TURN_S)
+                worker.ask(warm_up(row), timeout_s=row.turn_s)
                 worker.warm.add(row.name)
-            answer = worker.ask({**row.work, "seed": seed_of(row, number)}, timeout_s=TURN_S)
+            answer = worker.ask({**row.work, "seed": seed_of(row, number)}, timeout_s=row.turn_s)
             return {**answer, "about": worker.about}
 
     def _start(self, row: Row, contestant: Contestant, number: int) -> Message:
@@ -109,14 +108,14 @@ class Turns:
             worker = self._alone(stack, row, contestant)
             if "first_token_s" in worker.about:
                 return {"seconds": worker.about["first_token_s"], "about": worker.about}
-            worker.ask({**row.work, "seed": seed_of(row, number)}, timeout_s=TURN_S)
+            worker.ask({**row.work, "seed": seed_of(row, number)}, timeout_s=row.turn_s)
             return {"seconds": time.perf_counter() - worker.started_s, "about": worker.about}
 
     def _memory(self, row: Row, contestant: Contestant, number: int) -> Message:
         """The most that was resident, of a process with room for 1 GiB of KV."""
         with ExitStack() as stack:
             worker = self._alone(stack, row, contestant)
-            answer = worker.ask({**row.work, "seed": seed_of(row, number)}, timeout_s=TURN_S)
+            answer = worker.ask({**row.work, "seed": seed_of(row, number)}, timeout_s=row.turn_s)
             return {**answer, "peak_mib": round(worker.rss_bytes("VmHWM") / 2**20), "about": worker.about}
 
     def _alone(self, stack: ExitStack, row: Row, contestant: Contestant) -> Worker:
