@@ -310,7 +310,11 @@ def test_rows_run_from_end_to_end_with_workers_that_only_sleep(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Place, tmp_path: Path
 ) -> None:
     def command(contestant: Contestant, place: Place, work: dict[str, Any]) -> list[str]:
-        settings = {"first_s": 0.001, "step_s": 0.0001 if contestant.peer == "trivet" else 0.0005}
+        settings = {
+            "name": contestant.name,
+            "first_s": 0.001,
+            "step_s": 0.0001 if contestant.peer == "trivet" else 0.0005,
+        }
         return [sys.executable, str(Path(__file__).with_name("fake_peer.py")), json.dumps(settings)]
 
     monkeypatch.setattr(run, "worker_command", command)
@@ -324,7 +328,7 @@ def test_rows_run_from_end_to_end_with_workers_that_only_sleep(
     rows = {r["row"]: r for r in read(results) if r["kind"] == "row"}
     assert rows.keys() == {"R1.int8", "R8.engine", "R8.first", "R9.8"}
     assert len([r for r in read(results) if r["kind"] == "row"]) == 4, "the second call measured nothing"
-    assert rows["R1.int8"]["turns"]["trivet/int8"][0]["about"]["settings"].startswith('{"first_s"')
+    assert rows["R1.int8"]["turns"]["trivet/int8"][0]["about"]["settings"].startswith('{"name": "trivet/int8"')
     assert all(turn["value"] > 0.01 for turn in rows["R8.engine"]["turns"]["vllm/w8a8"])
     assert not list(place.home.glob("tmp*")), "packed weights of a first start are gone"
     monkeypatch.setattr(sys, "argv", ["table", str(results)])
