@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 
 import openai
 import pytest
 from live_server import Server
+from starlette.types import Message
 
+from trivet.errors import EngineDied
 from trivet.server import protocol, security, sse
 
 
@@ -116,6 +119,36 @@ def test_an_error_after_the_headers_is_an_event(start: Callable[..., Server], mo
         stream = client.completions.create(model="scripted", prompt="!die !late", max_tokens=9, stream=True)
         with pytest.raises(openai.APIError, match="ended by SIGSEGV"):
             list(stream)
+
+
+def test_an_error_counts_as_such_though_the_client_leaves_on_hearing_of_it() -> None:
+    happened: list[str] = []
+    left = asyncio.Event()
+
+    def close(kind: type[BaseException] | None, *_: object) -> None:
+        happened.append(f"closed with {kind and kind.__name__}")
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        yield sse.event({"text": "a"})
+        raise EngineDied("it is dead")
+
+    async def receive() -> Message:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if b"it is dead" in message.get("body", b""):
+            happened.append("told")
+            left.set()
+            await asyncio.sleep(0.1)  # time enough to hear that the client left
+
+    async def serve() -> None:
+        closing = AsyncExitStack()
+        closing.push(close)
+        await sse.EventStream(events(), closing=closing)({}, receive, send)
+
+    asyncio.run(serve())
+    assert happened == ["closed with EngineDied", "told"], "who hears of it may look at the metrics at once"
 
 
 @pytest.mark.parametrize("head", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\nX: a\r\nY"])

@@ -84,7 +84,11 @@ class EventStream(Response):
         try:
             async for part in self._events:
                 await keeper.send(part)
+        except TimeoutError:  # the client takes nothing, so it takes no error either
+            raise
         except Exception as error:
+            # Counted before it is told: a client that hears of it may leave, or look at the metrics.
+            await self._closing.__aexit__(type(error), error, error.__traceback__)
             await keeper.send(event(error_body(error)))
             await keeper.close()
             await send(END)
