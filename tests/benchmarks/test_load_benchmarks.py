@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.peers import load_generators, paced_server
 from benchmarks.server import azure_windows
-from benchmarks.server_process import started
+from benchmarks.server_process import Server, started
 
 import trivet
 
@@ -120,13 +120,13 @@ def test_a_run_that_is_invalid_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(load_generators.subprocess, "run", run)
     args = argparse.Namespace(rate=5.0, requests=10, prompt=8, output=8, tokenizer=Path("t"))
-    server = argparse.Namespace(url="http://h")
-    assert load_generators.run_ours(server, args, 1)["answered"] == 7  # type: ignore[arg-type]
+    server = Server(url="http://h", started_s=0.0, ready={})
+    assert load_generators.run_ours(server, args, 1)["answered"] == 7
     assert len(set(seeds)) == 2, "other words: the first ones may be cached"
     seeds.clear()
     valid_from = 99
     with pytest.raises(RuntimeError, match="ended with 1"):
-        load_generators.run_ours(server, args, 1)  # type: ignore[arg-type]
+        load_generators.run_ours(server, args, 1)
     assert len(seeds) == load_generators.ATTEMPTS
 
 

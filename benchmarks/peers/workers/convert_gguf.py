@@ -6,6 +6,7 @@ not depend on merges, so the pre-tokenizer is named here; the ids of the vocabul
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 llama_cpp, checkpoint, out = map(Path, sys.argv[1:])
 sys.path[:0] = [str(llama_cpp), str(llama_cpp / "gguf-py")]
 
-from conversion.base import TextModel  # noqa: E402
+TextModel = importlib.import_module("conversion.base").TextModel
 
 PRE_TOKENIZERS = {"qwen3": "qwen2", "llama": "llama-bpe"}
 model_type = json.loads((checkpoint / "config.json").read_text())["model_type"]

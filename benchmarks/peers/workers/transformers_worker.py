@@ -12,7 +12,7 @@ from common import Message, Times, serve
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 
-class Clock(StoppingCriteria):  # type: ignore[misc]
+class Clock(StoppingCriteria):
     """Asked after every token: notes when, and never stops."""
 
     def __init__(self) -> None:

@@ -85,9 +85,10 @@ class Finisher {
     to_ = place(row, panel);
     const bool is_last = row + 32 >= x_.num;
     ahead_ = place(is_last ? 0 : row + 32, is_last ? panel + 2 : panel) - to_;
-    row_scale_ = x_.scales + row;
-    if (kInt8)
+    if (kInt8) {
+      row_scale_ = x_.scales + row;
       for (size_t p = 0; p < 2; ++p) scale_[p] = load(w_.scales + 16 * (panel + p));
+    }
   }
   size_t left() const { return left_; }
   void rest() {
@@ -132,7 +133,7 @@ class Finisher {
     }
     c_ += 128;
     to_ += row_bytes_;
-    ++row_scale_;
+    if (kInt8) ++row_scale_;
   }
   [[gnu::noinline]] void with_care(const uint8_t* c, size_t row, size_t panel) {
     Acc<kInt8> acc[2];
@@ -164,7 +165,6 @@ struct Ahead {
 };
 
 // One product of 32 rows and 2 panels on its way through K. Accumulator 2 i + j is row tile i, panel j.
-template <bool kInt8>
 struct Walk {
   const uint8_t *a, *b;
   size_t lda, panel_bytes;
@@ -175,7 +175,7 @@ struct Walk {
 // once, while the activations stay in L1. Else the weights of two panels stay in L1, and activations pass through it:
 // the hint keeps them from pushing the weights out.
 template <bool kInt8, bool kCold, int kRows, class F>
-TRIVET_INLINE void steps(Walk<kInt8>& walk, size_t count, F& finisher, Ahead& ahead) {
+TRIVET_INLINE void steps(Walk& walk, size_t count, F& finisher, Ahead& ahead) {
   const uint8_t *a = walk.a, *b = walk.b;
   const size_t lda = walk.lda, lower = 16 * lda, panel_bytes = walk.panel_bytes;
   for (; count > 0; --count) {
@@ -212,7 +212,7 @@ TRIVET_INLINE void steps(Walk<kInt8>& walk, size_t count, F& finisher, Ahead& ah
 
 // The whole block; its accumulators go to c, two panels of a row side by side.
 template <bool kInt8, bool kCold, class F>
-TRIVET_INLINE void block_2x2(Walk<kInt8> walk, size_t chunks, uint8_t* c, F& finisher, Ahead& ahead) {
+TRIVET_INLINE void block_2x2(Walk walk, size_t chunks, uint8_t* c, F& finisher, Ahead& ahead) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -280,7 +280,7 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
     Ahead next{w.codes + (p + 2) * w.panel_bytes(), blocks > 1 ? fours : 0};
     for (size_t row = 0; row < x.num; row += 32, ++num_done) {
       uint8_t* sums = c + num_done % 2 * 4096;
-      Walk<kInt8> walk{a + row * row_bytes, b, row_bytes, panel_bytes, 64};
+      Walk walk{a + row * row_bytes, b, row_bytes, panel_bytes, 64};
       if (is_cold && row == 0) {
         Ahead soon{b + kAhead, 0};
         block_2x2<kInt8, true>(walk, chunks, sums, finisher, soon);
