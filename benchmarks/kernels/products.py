@@ -58,7 +58,7 @@ class Ours:
         self.rows = len(x)
         rows = -(-self.rows // 32) * 32
         source = [(to_bf16(w).view(np.uint8).reshape(-1), "bf16", n)]
-        self.multipliers, self.scales = aligned(0, np.uint8), aligned(n, np.float32)
+        self.multipliers, self.scales = aligned(0, np.int8), aligned(n, np.float32)
         self.colsum = aligned(n, np.int32)
         if kind == "bf16":
             codes = aligned(2 * n * k, np.uint8)
@@ -67,7 +67,7 @@ class Ours:
             codes = aligned(n * k, np.uint8)
             _core.pack_i8(source, k, codes, self.scales, self.colsum, 1)
         else:
-            codes, self.multipliers = aligned(n * k // 2, np.uint8), aligned(n * k // GROUP, np.uint8)
+            codes, self.multipliers = aligned(n * k // 2, np.uint8), aligned(n * k // GROUP, np.int8)
             _core.pack_i4(source, k, GROUP, codes, self.multipliers, self.scales, self.colsum, 1)
         self.codes = [codes]
         for _ in range(copies - 1):

@@ -20,7 +20,7 @@ std::unique_ptr<uint8_t, Free> scratch(size_t bytes) {
 
 // Number: float for the epilogues store and add, uint16_t (bf16) for store_bf16 and silu_mul.
 template <class Number>
-void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const uint8_t, 1> multipliers,
+void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const int8_t, 1> multipliers,
             Array<const float, 1> scales, Array<const int32_t, 1> colsum, nb::object bias, size_t n, size_t k,
             Array<const uint8_t, 2> x, Array<const float, 1> x_scales, size_t num_rows, const std::string& epilogue,
             Array<Number, 2> out) {

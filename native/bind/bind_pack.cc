@@ -15,6 +15,7 @@ namespace {
 
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using OutBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using OutCodes = nb::ndarray<int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using OutFloats = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using OutInts = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -93,7 +94,7 @@ bool pack_i8(const nb::list& sources, size_t k, OutBytes codes, OutFloats scales
   return trivet::pack_i8(s.rows.data(), s.rows.size(), k, out, num_threads);
 }
 
-bool pack_i4(const nb::list& sources, size_t k, size_t group, OutBytes codes, OutBytes multipliers, OutFloats scales,
+bool pack_i4(const nb::list& sources, size_t k, size_t group, OutBytes codes, OutCodes multipliers, OutFloats scales,
              OutInts colsum, int num_threads) {
   const Sources s = read_sources(sources, k);
   expect_sums_in_int32("int4", k);

@@ -99,7 +99,7 @@ class PyModel {
       w.scales = reinterpret_cast<const float*>(part(t, name, "scales", w.np * 4));
       w.colsum = reinterpret_cast<const int32_t*>(part(t, name, "colsum", w.np * 4));
     }
-    if (w.kind == LinearKind::kI4) w.multipliers = part(t, name, "multipliers", w.np * w.kp / 32);
+    if (w.kind == LinearKind::kI4) w.multipliers = reinterpret_cast<const int8_t*>(part(t, name, "multipliers", w.np * w.kp / 32));
     if (!bias.empty()) w.bias = vector(bias, n, true);
     return w;
   }

@@ -117,9 +117,9 @@ class I4Worker {
       std::fill(codes_.begin(), codes_.end(), int8_t(0));
       out_.scales[nb * kPanel + c] = quantizer_.row(x_.data(), codes_.data(), multipliers_.data());
       int32_t colsum = 0;
-      uint8_t* m = out_.multipliers + nb * (kp_ / 32) * kPanel + c;
+      int8_t* m = out_.multipliers + nb * (kp_ / 32) * kPanel + c;
       for (size_t kb = 0; kb < kp_ / 32; ++kb) {
-        m[kb * kPanel] = kb * 32 < k_ ? multipliers_[kb * 32 / group_] : uint8_t(1);
+        m[kb * kPanel] = kb * 32 < k_ ? multipliers_[kb * 32 / group_] : int8_t(1);
         colsum += m[kb * kPanel] * sum(&codes_[kb * 32], 32);
       }
       out_.colsum[nb * kPanel + c] = colsum;
@@ -139,7 +139,8 @@ class I4Worker {
   Int4Quantizer quantizer_;
   std::vector<float> x_;
   std::vector<int8_t> codes_;
-  std::vector<uint8_t> bytes_, multipliers_;
+  std::vector<uint8_t> bytes_;
+  std::vector<int8_t> multipliers_;
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// A row of weights as int4: w ~ scale * m * q, q in -8..7, m in 1..16 a group, |m q| <= 120, one scale a row.
+// A row of weights as int4: w ~ scale * m * q, q in -8..7, m in 1..16 or -16..-1 a group, |m q| <= 120, one scale a row.
 #pragma once
 
 #include <cstddef>
@@ -17,16 +17,17 @@ class Int4Quantizer {
 
   // Fills codes q [k] and multipliers [k / group] of the row; returns the scale. x [k] is scaled in place. A row of
   // next to nothing: scale 1, multipliers 1, codes left as they are.
-  float row(float* x, int8_t* codes, uint8_t* multipliers);
+  float row(float* x, int8_t* codes, int8_t* multipliers);
 
  private:
   struct Group {
     float top;           // largest magnitude
     float step;          // ideal step; 0 for a group of zeros
+    bool flipped;        // its sign is the multiplier's
     float error[kGrid];  // at the steps of the grid
   };
 
-  void measure_groups(const float* x);
+  void measure_groups(float* x);
   void choose_scales(float out[2]) const;
   float choose_multipliers(const float* x, float scale, uint8_t* out) const;
   static float curve(const Group& group, float d);

@@ -12,6 +12,13 @@ constexpr float kTiny = 1e-30f;     // a row whose largest magnitude is below th
 constexpr float kMagic = 12582912;  // 1.5 * 2^23: adding it rounds to an integer, half to even, in the low bits
 constexpr int32_t kMagicBits = 0x4B400000;
 
+// The largest of x, 0 if none is above.
+inline float highest(const float* x, size_t n) {
+  int32_t top = 0;  // floats of that sign order as integers
+  for (size_t i = 0; i < n; ++i) top = std::max(top, std::bit_cast<int32_t>(x[i]));
+  return std::bit_cast<float>(top);
+}
+
 inline float abs_max(const float* x, size_t n) {
   int32_t top = 0;  // magnitudes of floats order as integers
   for (size_t i = 0; i < n; ++i) top = std::max(top, std::bit_cast<int32_t>(x[i]) & 0x7FFFFFFF);

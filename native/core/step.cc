@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "core/faults.h"
 #include "trivet/sample.h"
@@ -93,6 +94,11 @@ void embed_row(const Linear& w, int32_t token, float* x) {
 
 }  // namespace
 
+// How far a thread's share of the work is handed out; on a line of its own.
+struct alignas(64) Taken {
+  std::atomic<size_t> num;
+};
+
 struct Executor::Scratch {
   size_t max_tokens, rows;  // rows: max_tokens rounded up to tiles, plus one tile that may be read past the end
   size_t normed_ld, x_ld, qkv_ld, attn_ld, act_ld;
@@ -104,6 +110,7 @@ struct Executor::Scratch {
   size_t linear_bytes, attend_bytes, partial_floats, sample_bytes;
   Buffer<uint8_t> linear_scratch, attend_scratch, sample_scratch;  // one slice a thread
   Buffer<float> partial;
+  std::vector<Taken> taken;  // one a thread
 
   Scratch(const Model& m, size_t tokens, int threads)
       : max_tokens(tokens),
@@ -132,7 +139,8 @@ struct Executor::Scratch {
         linear_scratch(linear_bytes * size_t(threads)),
         attend_scratch(attend_bytes * size_t(threads)),
         sample_scratch(sample_bytes * size_t(threads)),
-        partial(partial_floats * size_t(threads)) {}
+        partial(partial_floats * size_t(threads)),
+        taken(size_t(threads)) {}
 };
 
 Executor::Executor(const Model& model, const KvCache& cache, size_t max_tokens, int num_threads)
@@ -264,10 +272,28 @@ struct Step {
     parallel_rows(num_tokens, 4, [&](Range range, int) {
       for (size_t r = range.begin; r < range.end;) {
         const size_t n = run_of(r, range.end);
+        if (n == 1 && r + 1 < range.end) fetch_slots(l, layer, r + 1);
         write_run(l, layer, r, n);
         r += n;
       }
     });
+  }
+  uint8_t* block_of(const KvView& view, size_t row) const {
+    const int32_t* table = in.block_tables + size_t(s.seq.get()[row]) * in.table_width;
+    return view.base + size_t(table[size_t(s.position.get()[row]) / view.block_size]) * view.block_stride;
+  }
+  // Asks for the lines that a token will be written to: its keys lie in a line for every two numbers.
+  void fetch_slots(const LayerWeights& l, size_t layer, size_t row) const {
+    const auto fetch = [](const uint8_t* from, size_t bytes) {
+      for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b, 1);
+    };
+    for (size_t h = 0; h < l.num_kv_heads; ++h) {
+      const KvView view = cache.view(layer, h);
+      const uint8_t* block = block_of(view, row);
+      const size_t slot = size_t(s.position.get()[row]) % view.block_size, token = view.pp * (view.int8 ? 1 : 2);
+      fetch(block + slot / 16 * 16 * token, 16 * token);
+      fetch(block + (view.block_size + slot) * token, token);
+    }
   }
   void write_run(const LayerWeights& l, size_t layer, size_t first, size_t num) const {
     const size_t heads = l.num_heads, kv_heads = l.num_kv_heads, p = l.head_dim, pp = l.pp(), group = heads / kv_heads;
@@ -284,35 +310,46 @@ struct Step {
         k.turn_bf16(head_of(t, h, l.q_norm), q);
         std::memset(q + p, 0, (pp - p) * 2);
       }
-    const int32_t* table = in.block_tables + size_t(s.seq.get()[first]) * in.table_width;
     for (size_t h = 0; h < kv_heads; ++h) {
       for (size_t t = 0; t < num; ++t) k.turn(head_of(t, heads + h, l.k_norm), keys + t * kMaxHeadDim);
       const KvView view = cache.view(layer, h);
-      uint8_t* block = view.base + size_t(table[position / block_size]) * view.block_stride;
-      k.write_kv({block, block_size, p, pp, position % block_size, num, view.int8, keys, kMaxHeadDim,
+      k.write_kv({block_of(view, first), block_size, p, pp, position % block_size, num, view.int8, keys, kMaxHeadDim,
                   qkv + (heads + kv_heads + h) * p, s.qkv_ld});
     }
   }
 
-  // Attention of up to kQueryTile (token, head of the group) rows of one sequence and one key/value head, into s.attn.
-  void attend_tile(const LayerWeights& l, size_t layer, size_t seq, size_t kv_head, size_t first, int t) const {
-    const size_t group = l.num_heads / l.num_kv_heads, pp = l.pp(), p = l.head_dim;
-    const size_t begin = size_t(in.seq_starts[seq]) * group, end = size_t(in.seq_starts[seq + 1]) * group;
-    const size_t row0 = begin + first, rows = std::min(kQueryTile, end - row0);
+  // Attention of up to kQueryTile (token, head of the group) rows of one sequence and one key/value head.
+  struct Tile {
+    size_t seq, kv_head, row0, rows;
     int32_t position[kQueryTile];
-    for (size_t r = 0; r < rows; ++r) position[r] = s.position.get()[(row0 + r) / group];
+    AttendItem item;  // its first segment
+  };
+  Tile tile_of(const LayerWeights& l, size_t layer, size_t seq, size_t kv_head, size_t first) const {
+    const size_t group = l.num_heads / l.num_kv_heads;
+    const size_t begin = size_t(in.seq_starts[seq]) * group, end = size_t(in.seq_starts[seq + 1]) * group;
+    const size_t row0 = begin + first;
+    Tile tile{seq, kv_head, row0, std::min(kQueryTile, end - row0), {}, {}};
+    for (size_t r = 0; r < tile.rows; ++r) tile.position[r] = s.position.get()[(row0 + r) / group];
+    tile.item = {s.q.get() + (kv_head * num_tokens * group + row0) * l.pp(),
+                 tile.rows,
+                 nullptr,
+                 in.block_tables + seq * in.table_width,
+                 cache.view(layer, kv_head),
+                 l.softmax_scale,
+                 0,
+                 std::min(kKeySegment, size_t(tile.position[tile.rows - 1]) + 1)};
+    return tile;
+  }
+
+  // Into s.attn; `next` is what this thread computes then, or null.
+  void attend_tile(const LayerWeights& l, const Tile& tile, const Tile* next, int t) const {
+    const size_t group = l.num_heads / l.num_kv_heads, pp = l.pp(), p = l.head_dim, rows = tile.rows;
     float* out = s.partial.get() + size_t(t) * s.partial_floats;
     float *row_max = out + kQueryTile * pp, *row_sum = row_max + kQueryTile;
     float *out2 = row_sum + kQueryTile, *max2 = out2 + kQueryTile * pp, *sum2 = max2 + kQueryTile;
-    const size_t num_keys = size_t(position[rows - 1]) + 1;
-    AttendItem item{s.q.get() + (kv_head * num_tokens * group + row0) * pp,
-                    rows,
-                    position,
-                    in.block_tables + seq * in.table_width,
-                    cache.view(layer, kv_head),
-                    l.softmax_scale,
-                    0,
-                    0};
+    const size_t num_keys = size_t(tile.position[rows - 1]) + 1;
+    AttendItem item = tile.item;
+    item.position = tile.position;
     size_t segment = kKeySegment;
 #ifdef TRIVET_FAULTS
     if (planted_fault == Fault::kSplitAttention && in.num_seqs > 1) segment = kKeyStep;
@@ -321,6 +358,10 @@ struct Step {
     for (size_t key = 0; key < num_keys; key += segment) {
       item.key_begin = key;
       item.key_end = std::min(key + segment, num_keys);
+      AttendItem following = item;  // the next segment
+      following.key_begin = item.key_end;
+      following.key_end = std::min(item.key_end + segment, num_keys);
+      item.next = item.key_end < num_keys ? &following : next ? &next->item : nullptr;
       if (key == 0) {
         k.attend(item, out, row_max, row_sum, scratch);
       } else {
@@ -329,31 +370,43 @@ struct Step {
       }
     }
     for (size_t r = 0; r < rows; ++r) {
-      const size_t token = (row0 + r) / group, head = kv_head * group + (row0 + r) % group;
+      const size_t token = (tile.row0 + r) / group, head = tile.kv_head * group + (tile.row0 + r) % group;
       k.divide(out + r * pp, row_sum[r], p, s.attn.get() + token * s.attn_ld + head * p);
     }
   }
 
-  // Items are handed out one by one: sequence by sequence, head by head (its keys and values stay in L2), the last
-  // and longest tiles first.
+  // Each thread has a share of the tiles, and helps the others when it is through: sequence by sequence, so that it finds in
+  // its L2 what it wrote to the cache; head by head, whose keys and values stay there; the last and longest tiles first. It
+  // takes the next tile before it computes what it has, to ask for its keys in time.
   void attention(const LayerWeights& l, size_t layer) const {
 #ifdef TRIVET_FAULTS
     if (planted_fault == Fault::kFreshKv && faulty_attention(l, in, s.qkv.get(), s.qkv_ld, s.q.get(), num_tokens, s.position.get(), cache, layer, s.attn.get(), s.attn_ld))
       return;
 #endif
     const size_t group = l.num_heads / l.num_kv_heads;
-    std::atomic<size_t> next{0};
-    parallel(threads, [&](int t, int) {
-      size_t item = next.fetch_add(1), first_of_seq = 0;
-      for (size_t seq = 0; seq < in.num_seqs; ++seq) {
-        const size_t rows = size_t(in.seq_starts[seq + 1] - in.seq_starts[seq]) * group;
-        const size_t tiles = (rows + kQueryTile - 1) / kQueryTile, items = tiles * l.num_kv_heads;
-        for (; item < first_of_seq + items; item = next.fetch_add(1)) {
-          const size_t i = item - first_of_seq;
-          attend_tile(l, layer, seq, i / tiles, (tiles - 1 - i % tiles) * kQueryTile, t);
+    const auto tiles_of = [&](size_t seq) {  // of one head
+      return (size_t(in.seq_starts[seq + 1] - in.seq_starts[seq]) * group + kQueryTile - 1) / kQueryTile;
+    };
+    size_t count = 0;
+    for (size_t seq = 0; seq < in.num_seqs; ++seq) count += tiles_of(seq) * l.num_kv_heads;
+    std::vector<Taken>& taken = s.taken;
+    for (int t = 0; t < threads; ++t) taken[size_t(t)].num = share(count, t, threads).begin;
+    parallel(threads, [&](int t, int n) {
+      Tile tiles[2];
+      size_t num = 0;
+      for (int i = 0; i < n; ++i) {
+        const int from = (t + i) % n;
+        const size_t end = share(count, from, n).end;
+        size_t seq = 0, first_of_seq = 0, number;
+        while ((number = taken[size_t(from)].num.fetch_add(1)) < end) {
+          for (; number >= first_of_seq + tiles_of(seq) * l.num_kv_heads; ++seq) first_of_seq += tiles_of(seq) * l.num_kv_heads;
+          const size_t at = number - first_of_seq, per_head = tiles_of(seq);
+          Tile& tile = tiles[num % 2];
+          tile = tile_of(l, layer, seq, at / per_head, (per_head - 1 - at % per_head) * kQueryTile);
+          if (num++ > 0) attend_tile(l, tiles[num % 2], &tile, t);
         }
-        first_of_seq += items;
       }
+      if (num > 0) attend_tile(l, tiles[(num - 1) % 2], nullptr, t);
     });
   }
 

@@ -24,7 +24,7 @@ bool self_test(const Kernels& candidate, bool amx) {
   alignas(64) static uint8_t codes[panels * 32 * k];
   alignas(64) static uint8_t x[64 * k * 2];
   alignas(64) static uint8_t scratch[linear_scratch_bytes(k)];
-  static uint8_t multipliers[panels * k / 2];
+  static int8_t multipliers[panels * k / 2];
   static float scales[16 * panels], row_scales[64], want[rows * 32], got[rows * 32];
   static int32_t colsum[16 * panels];
   const Kernels base = baseline_table();
@@ -32,7 +32,7 @@ bool self_test(const Kernels& candidate, bool amx) {
   auto random = [&] { return (state = state * 1664525u + 1013904223u) >> 16; };
   for (auto& s : scales) s = 0.01f;
   for (auto& s : row_scales) s = 0.02f;
-  for (auto& m : multipliers) m = uint8_t(1 + random() % 15);
+  for (auto& m : multipliers) m = int8_t((1 + random() % 15) * (random() % 2 ? 1 : -1));
   for (int kind = 0; kind < 3; ++kind) {
     Linear w{LinearKind(kind), 32, k, 32, k, codes, multipliers, scales, colsum, nullptr};
     uint16_t* half = reinterpret_cast<uint16_t*>(codes);

@@ -101,7 +101,7 @@ def pack_i8(sources: list, k: int, codes: Annotated[NDArray[numpy.uint8], dict(s
     Fills codes, scales [Np] and colsum [Np]; False if a value is NaN or infinite.
     """
 
-def pack_i4(sources: list, k: int, group: int, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], multipliers: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], colsum: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')], num_threads: int) -> bool:
+def pack_i4(sources: list, k: int, group: int, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], multipliers: Annotated[NDArray[numpy.int8], dict(shape=(None,), order='C', device='cpu')], scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], colsum: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')], num_threads: int) -> bool:
     """
     Fills codes, multipliers, scales [Np] and colsum [Np]; False if a value is NaN or infinite.
     """

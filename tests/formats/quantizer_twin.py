@@ -32,15 +32,15 @@ def group_error(w: NDArray[Any], step: NDArray[Any], low: NDArray[Any] | int = -
 
 
 def float_group_error(w: NDArray[Any], group: int) -> float:
-    """Squared error with one float16 scale a group, the best of 60 clips."""
+    """Squared error with one float16 scale a group, the best of 60 clips and of both signs."""
     groups = w.astype(np.float64).reshape(len(w), -1, group)
     top = np.maximum(np.abs(groups).max(-1), 1e-30)
     steps = [(top / d).astype(np.float16).astype(np.float64) for d in np.geomspace(6.5, 12, 60)]
-    return float(np.min([group_error(groups, step) for step in steps], axis=0).sum())
+    return float(np.min([group_error(groups, s) for step in steps for s in (step, -step)], axis=0).sum())
 
 
 def integer_multiplier_error(w: NDArray[Any], group: int) -> float:
-    """Squared error with a multiplier 1..16 a group and one scale a row: all multipliers at 80 scales a row."""
+    """Squared error with a multiplier +-1..16 a group and one scale a row: all multipliers at 80 scales a row."""
     groups = w.astype(np.float64).reshape(len(w), -1, group)
     top = np.abs(groups).max(axis=(1, 2))
     best = np.full(len(w), np.inf)
@@ -49,6 +49,7 @@ def integer_multiplier_error(w: NDArray[Any], group: int) -> float:
         errors = np.full(groups.shape[:2], np.inf)
         for m in range(1, 17):
             step = np.broadcast_to((m * scale)[:, None], groups.shape[:2])
-            errors = np.minimum(errors, group_error(groups, step, -7 if m == 16 else -8))
+            for signed in (step, -step):
+                errors = np.minimum(errors, group_error(groups, signed, -7 if m == 16 else -8))
         best = np.minimum(best, errors.sum(1))
     return float(best.sum())

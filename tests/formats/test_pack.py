@@ -45,7 +45,7 @@ def pack(
     scales, colsum = part(buffer, tensor, "scales", np.float32), part(buffer, tensor, "colsum", np.int32)
     if kind == "i8":
         return buffer, tensor, _core.pack_i8(sources, k, codes, scales, colsum, threads)
-    multipliers = part(buffer, tensor, "multipliers", np.uint8)
+    multipliers = part(buffer, tensor, "multipliers", np.int8)
     return buffer, tensor, _core.pack_i4(sources, k, group, codes, multipliers, scales, colsum, threads)
 
 
@@ -117,7 +117,7 @@ def test_pads_and_null_rows_are_zero(kind: Kind) -> None:
         assert (scales[10:26] == 1).all() and (scales[30:] == 1).all()
         np.testing.assert_array_equal(colsum, unpack_codes(buffer, padded).sum(1, dtype=np.int32))
     if kind == "i4":
-        multipliers = part(buffer, tensor, "multipliers", np.uint8).reshape(2, 4, 16)
+        multipliers = part(buffer, tensor, "multipliers", np.int8).reshape(2, 4, 16)
         assert (multipliers[:, 3] == 1).all() and (multipliers[1, :, 14:] == 1).all()
 
 
@@ -129,8 +129,8 @@ def test_i4_keeps_its_bounds(group: int) -> None:
     buffer, tensor, finite = pack("i4", [(as_bytes(w), "f32", 33)], 33, 384, group)
     assert finite
     w8 = unpack_codes(buffer, tensor).astype(np.int32)
-    multipliers = part(buffer, tensor, "multipliers", np.uint8).reshape(3, 12, 16).transpose(0, 2, 1).reshape(48, 12)
-    assert multipliers.min() >= 1 and multipliers.max() <= 16
+    multipliers = part(buffer, tensor, "multipliers", np.int8).reshape(3, 12, 16).transpose(0, 2, 1).reshape(48, 12)
+    assert multipliers.min() >= -16 and multipliers.max() <= 16 and multipliers.all()
     assert np.abs(w8).max() <= 120
     per_group = multipliers.reshape(48, 384 // group, group // 32)
     assert (per_group == per_group[:, :, :1]).all()
@@ -148,7 +148,7 @@ def matrices() -> dict[str, F32]:
 
 
 @pytest.mark.parametrize("name", matrices())
-@pytest.mark.parametrize(("group", "most"), [(32, 1.07), (64, 1.035), (128, 1.02)])
+@pytest.mark.parametrize(("group", "most"), [(32, 1.08), (64, 1.035), (128, 1.02)])
 def test_i4_error_is_close_to_float_group_scales(group: int, most: float, name: str) -> None:
     w = matrices()[name]
     buffer, tensor, _ = pack("i4", [(as_bytes(w), "f32", 96)], 96, 1024, group)
@@ -249,7 +249,7 @@ def test_bindings_refuse_what_does_not_fit() -> None:
         _core.pack_bf16(good, 0, codes, 1)
     for k, group in ((64, 48), (64, 128), (80, 32)):
         with pytest.raises(ValueError, match=f"group is {group}"):
-            _core.pack_i4([(as_bytes(normal(16, k)), "f32", 16)], k, group, codes, codes, floats, ints, 1)
+            _core.pack_i4([(as_bytes(normal(16, k)), "f32", 16)], k, group, codes, codes.view(np.int8), floats, ints, 1)
 
 
 OUT_OF_MEMORY = """
@@ -260,7 +260,7 @@ from trivet import _core
 k, rows = 1 << 17, 64
 codes = {kind: np.zeros(rows * k * size // 2, np.uint8) for kind, size in (("bf16", 4), ("i8", 2), ("i4", 1))}
 scales, colsum = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
-multipliers = np.zeros(rows * k // 32, np.uint8)
+multipliers = np.zeros(rows * k // 32, np.int8)
 def pack(kind, k, rows):
     sources, n = [(None, "f32", rows)], rows
     out = codes[kind][: rows * k * {"bf16": 4, "i8": 2, "i4": 1}[kind] // 2]
@@ -297,7 +297,7 @@ def test_bindings_refuse_sums_that_int32_cannot_hold() -> None:
     codes, floats, ints = np.zeros(16 * kp, np.uint8), np.zeros(16, np.float32), np.zeros(16, np.int32)
     with pytest.raises(ValueError, match="k is 133145, but int8 weights need one of at most 133144"):
         _core.pack_i8([(None, "f32", 16)], k, codes, floats, ints, 1)
-    multipliers = np.zeros(16 * 133_184 // 32, np.uint8)
+    multipliers = np.zeros(16 * 133_184 // 32, np.int8)
     with pytest.raises(ValueError, match="k is 133184, but int4 weights need one of at most 133144"):
         _core.pack_i4([(None, "f32", 16)], 133_184, 32, codes[: 8 * kp], multipliers, floats, ints, 1)
     assert _core.pack_i8([(None, "f32", 16)], 133_144, codes[: 16 * 133_184], floats, ints, 1)

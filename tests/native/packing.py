@@ -44,15 +44,15 @@ def pack_i8(w8: Array) -> tuple[Array, Array]:
 
 
 def pack_i4(q: Array, m: Array) -> tuple[Array, Array, Array]:
-    """(uint8 codes, multipliers, colsum) of int8 q [N, K] in -8..7 and uint8 m [N, ceil(K / 32)]."""
+    """(uint8 codes, int8 multipliers, colsum) of int8 q [N, K] in -8..7 and int8 m [N, ceil(K / 32)]."""
     p = _padded(q, 64)
     np_, kp = p.shape
-    mult = np.ones((np_, kp // 32), np.uint8)
+    mult = np.ones((np_, kp // 32), np.int8)
     mult[: m.shape[0], : m.shape[1]] = m
     colsum = (p.astype(np.int32) * np.repeat(mult, 32, 1)).sum(1, dtype=np.int32)
     nib = (p + 8).astype(np.uint8).reshape(np_ // 16, 16, kp // 64, 2, 8, 4).transpose(3, 0, 2, 4, 1, 5)
     codes = nib[0] | (nib[1] << 4)
-    return aligned(codes), aligned(mult.reshape(np_ // 16, 16, kp // 32).transpose(0, 2, 1)), colsum
+    return aligned(codes), aligned(mult.reshape(np_ // 16, 16, kp // 32).transpose(0, 2, 1)).view(np.int8), colsum
 
 
 def aligned(a: Array) -> Array:

@@ -13,7 +13,7 @@ from guard import at_page_end
 from trivet import _core
 
 Array = NDArray[Any]
-NONE_U8, NONE_F32, NONE_I32 = np.zeros(0, np.uint8), np.zeros(0, np.float32), np.zeros(0, np.int32)
+NONE_I8, NONE_F32, NONE_I32 = np.zeros(0, np.int8), np.zeros(0, np.float32), np.zeros(0, np.int32)
 ROWS = [1, 2, 3, 4, 5, 15, 16, 17, 32, 33, 49]
 SHAPES = [(16, 64), (1, 2), (15, 31), (17, 33), (33, 65), (64, 128), (80, 320), (130, 96), (37, 1000), (300, 1000)]
 
@@ -34,7 +34,7 @@ class Case:
         rng = np.random.default_rng([seed, n, k])
         self.kind, self.n, self.k = kind, n, k
         np_ = -(-n // 16) * 16
-        self.multipliers, self.scales, self.colsum = NONE_U8, NONE_F32, NONE_I32
+        self.multipliers, self.scales, self.colsum = NONE_I8, NONE_F32, NONE_I32
         x = rng.standard_normal((rows, k)).astype(np.float32)
         if kind == "bf16":
             w = from_bf16(bf16(rng.standard_normal((n, k)).astype(np.float32)))
@@ -50,9 +50,9 @@ class Case:
             self.codes, self.colsum = pack_i8(w8)
         else:
             q = rng.integers(-7, 8, (n, k)).astype(np.int8)
-            m = rng.integers(1, 17, (n, -(-k // 32))).astype(np.uint8)
+            m = (rng.integers(1, 17, (n, -(-k // 32))) * rng.choice([-1, 1], (n, -(-k // 32)))).astype(np.int8)
             self.codes, self.multipliers, self.colsum = pack_i4(q, m)
-            w8 = q * np.repeat(m, 32, 1)[:, :k].astype(np.int8)
+            w8 = q * np.repeat(m, 32, 1)[:, :k]
         x8 = rng.integers(-127, 128, (rows, k)).astype(np.int8)
         self.scales = at_page_end(np.ones(np_, np.float32) * rng.uniform(0.001, 0.02, np_).astype(np.float32))
         self.x_scales = at_page_end(rng.uniform(0.001, 0.1, rows).astype(np.float32))
@@ -165,24 +165,24 @@ def test_int8_extremes_are_exact(isa: str, rows: int) -> None:
     x8 = np.vstack([w8] * 10)[:rows]
     out = np.zeros((rows, 4), np.float32)
     _core.kernels.linear(
-        "i8", codes, NONE_U8, np.ones(16, np.float32), colsum, None, 4, k, rows_of(x8, 64), np.ones(rows, np.float32),
+        "i8", codes, NONE_I8, np.ones(16, np.float32), colsum, None, 4, k, rows_of(x8, 64), np.ones(rows, np.float32),
         rows, "store", out,
     )  # fmt: skip
     assert np.array_equal(out, x8.astype(np.int64) @ w8.astype(np.int64).T)
 
 
 def test_int4_extremes_are_exact(isa: str) -> None:
-    """m * q reaches -120 and 112 (m up to 16): nothing saturates on the way, also with activations of +-127."""
-    q = np.array([[-8] * 64, [7] * 64, [-7] * 64], np.int8)
-    m = np.array([[15, 15], [16, 16], [16, 1]], np.uint8)
+    """m * q reaches -120, 112 and 120 (m in +-16): nothing saturates on the way, also with activations of +-127."""
+    q = np.array([[-8] * 64, [7] * 64, [-7] * 64, [-8] * 64, [7] * 64], np.int8)
+    m = np.array([[15, 15], [16, 16], [16, 1], [-15, -15], [-16, -1]], np.int8)
     codes, multipliers, colsum = pack_i4(q, m)
     x8 = np.vstack([np.full(64, 127, np.int8), np.full(64, -127, np.int8)])
     scales = np.ones(16, np.float32)
     for rows in (2, 5, 40):
         x = rows_of(np.vstack([x8] * 20)[:rows], 64)
-        out = np.zeros((rows, 3), np.float32)
+        out = np.zeros((rows, 5), np.float32)
         _core.kernels.linear(
-            "i4", codes, multipliers, scales, colsum, None, 3, 64, x, np.ones(rows, np.float32), rows, "store", out
+            "i4", codes, multipliers, scales, colsum, None, 5, 64, x, np.ones(rows, np.float32), rows, "store", out
         )
         w8 = q.astype(np.int64) * np.repeat(m, 32, 1)
         assert np.array_equal(out, np.vstack([x8] * 20)[:rows].astype(np.int64) @ w8.T)

@@ -18,7 +18,7 @@ struct Linear {
   LinearKind kind = LinearKind::kBF16;
   size_t n = 0, k = 0, np = 0, kp = 0;
   const uint8_t* codes = nullptr;
-  const uint8_t* multipliers = nullptr;  // int4
+  const int8_t* multipliers = nullptr;  // int4
   const float* scales = nullptr;         // int8, int4: [Np]
   const int32_t* colsum = nullptr;       // int8, int4: [Np], sum_k w8
   const float* bias = nullptr;           // [N], or null
@@ -88,11 +88,12 @@ struct AttendItem {
   KvView kv;
   float scale;              // of the scores
   size_t key_begin, key_end;  // keys looked at: key_begin a multiple of kKeySegment
+  const AttendItem* next = nullptr;  // what this thread computes then: its keys are asked for in time
 };
 // out: f32 [kQueryTile][Pp] (rows past num_rows are of no meaning) not yet divided, max and sum f32 [num_rows]; exact meaning in attend_item of common/attention.h.
 //   scratch  64-byte aligned, attend_scratch_bytes(pp)
 using AttendFn = void (*)(const AttendItem& item, float* out, float* row_max, float* row_sum, uint8_t* scratch);
-constexpr size_t attend_scratch_bytes(size_t pp) { return (kQueryTile * kKeyStep * 6) + kKeyStep * pp * 4 + kQueryTile * pp * 8 + 16384; }
+constexpr size_t attend_scratch_bytes(size_t pp) { return kQueryTile * kKeyStep * 6 + 64 * pp + 16384; }
 
 // Adds the partial (out2, max2, sum2) of the next segment into (out, max, sum); rows with max2 = -inf are left alone.
 using MergeFn = void (*)(size_t num_rows, size_t pp, float* out, float* row_max, float* row_sum, const float* out2,

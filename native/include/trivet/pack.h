@@ -24,7 +24,7 @@ struct PackedParts {  // where the parts of one linear tensor go; unused ones ar
   void* codes;
   float* scales;
   int32_t* colsum;
-  uint8_t* multipliers;
+  int8_t* multipliers;
 };
 
 // Each returns false if a source value is NaN or infinite (nothing of use was written then).

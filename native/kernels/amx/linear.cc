@@ -30,7 +30,7 @@ using Acc = std::conditional_t<kInt8, vi, vf>;
 TRIVET_INLINE void prefetch_tile(const uint8_t* at) {
   for (int i = 0; i < 16; ++i) _mm_prefetch(reinterpret_cast<const char*>(at + 64 * i), _MM_HINT_T0);
 }
-constexpr size_t kAhead = 8192;  // bytes of each weight stream that are asked for ahead
+constexpr size_t kAhead = 2048;  // bytes of each weight stream that are asked for ahead; more pushes activations out of L1
 
 // The place kAhead bytes ahead in a stream of panels of which every `streams`-th is read.
 TRIVET_INLINE const uint8_t* ahead_of(const uint8_t* panel, size_t at, size_t panel_bytes, size_t streams) {

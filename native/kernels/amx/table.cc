@@ -10,8 +10,9 @@ namespace {
 
 // c[r, 0..31] (+)= sum over i < num of a[r, 32 i ..] . (b0[i], b1[i]) for 16 rows, or for 32 that share each tile of b:
 // keys and values come from L2, which cannot feed the tile unit when each tile of them is used once.
-template <bool kTwo, bool kAdd, class B>
-TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_t ldb, float* c, size_t ldc) {
+// meanwhile(i) is called on the way.
+template <bool kTwo, bool kAdd, class B, class F>
+TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_t ldb, float* c, size_t ldc, F&& meanwhile) {
   if (kAdd) {
     _tile_loadd(0, c, 4 * ldc);
     _tile_loadd(1, c + 16, 4 * ldc);
@@ -27,6 +28,7 @@ TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_
     _tile_loadd(4, a + 32 * i, 2 * lda);
     _tile_loadd(6, b(i, 0), ldb);
     _tile_dpbf16ps(0, 4, 6);
+    meanwhile(i);
     _tile_loadd(7, b(i, 1), ldb);
     _tile_dpbf16ps(1, 4, 7);
     if (kTwo) {
@@ -42,16 +44,20 @@ TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_
 }
 
 struct Tier {
-  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
-    for (size_t g = 0; g < groups; g += 2) {  // groups is even
-      auto key = [&](size_t i, size_t j) { return keys[g + j] + 512 * i; };
-      (rows > 16 ? chain<true, false, decltype(key)&> : chain<false, false, decltype(key)&>)(q, pp, key, pp / 32, 64, s + 16 * g, kKeyStep);
-    }
+  template <class F>
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, F&& meanwhile) {
+    const auto key = [&](size_t i, size_t j) { return keys + 16 * j * pp + 512 * i; };
+    if (rows > 16) return chain<true, false>(q, pp, key, pp / 32, 64, s, kKeyStep, [](size_t) {});
+    chain<false, false>(q, pp, key, pp / 32, 64, s, kKeyStep, meanwhile);
   }
-  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
+  template <class F>
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, F&& meanwhile) {
     for (size_t p = 0; p < pp; p += 32) {  // Pp is a multiple of 32
-      auto value = [&](size_t i, size_t j) { return vals[i] + 2 * p + 32 * j; };
-      (rows > 16 ? chain<true, true, decltype(value)&> : chain<false, true, decltype(value)&>)(w, kKeyStep, value, runs, 4 * pp, o + p, pp);
+      const auto value = [&](size_t i, size_t j) { return vals[i] + 2 * p + 32 * j; };
+      if (rows > 16)
+        chain<true, true>(w, kKeyStep, value, runs, 4 * pp, o + p, pp, [](size_t) {});
+      else
+        chain<false, true>(w, kKeyStep, value, runs, 4 * pp, o + p, pp, [&](size_t i) { meanwhile(i, p / 32); });
     }
   }
 };

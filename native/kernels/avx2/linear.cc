@@ -150,12 +150,12 @@ class I4 {
   void block(size_t panel, size_t half, size_t row, const A& ahead, int32_t* sums) const {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
-    const uint8_t* multipliers = w_.multipliers + panel * (w_.kp / 2) + 8 * half;
+    const int8_t* multipliers = w_.multipliers + panel * (w_.kp / 2) + 8 * half;
     const int8_t* x = rows_ + row * x_.kp;
     const int32_t* starts = starts_ + row;
     const __m256i low = _mm256_set1_epi8(15);
-    const __m256i to_pairs = _mm256_setr_epi8(0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1,  //
-                                              4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1);
+    const __m256i to_high_halves = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3,  //
+                                                    -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7);
     __m256i acc[R][Q];
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r)
@@ -188,8 +188,8 @@ class I4 {
         }
 #pragma GCC unroll 4
         for (int q = 0; q < Q; ++q) {
-          const uint8_t* at = multipliers + q / 2 * (w_.kp / 2) + k / 2 + 16 * h + 8 * (q % 2);
-          const __m256i m = _mm256_shuffle_epi8(broadcast64(at), to_pairs);
+          const int8_t* at = multipliers + q / 2 * (w_.kp / 2) + k / 2 + 16 * h + 8 * (q % 2);
+          const __m256i m = _mm256_srai_epi16(_mm256_shuffle_epi8(broadcast64(at), to_high_halves), 8);
 #pragma GCC unroll 6
           for (int r = 0; r < R; ++r) acc[r][q] = add_products16(acc[r][q], part[r][q], m);
         }

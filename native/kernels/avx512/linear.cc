@@ -87,7 +87,7 @@ template <int R, int P>
 void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   __m512i acc[R][P];
   const uint8_t* codes[P];
-  const uint8_t* multipliers[P];
+  const int8_t* multipliers[P];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     codes[p] = w.codes + (panel + p) * w.panel_bytes();
@@ -128,9 +128,9 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
     }
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-      const uint8_t* m = multipliers[p] + k / 2;
-      const __m512i ml = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
-      const __m512i mh = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m + 16)));
+      const int8_t* m = multipliers[p] + k / 2;
+      const __m512i ml = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
+      const __m512i mh = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m + 16)));
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
         acc[r][p] = _mm512_add_epi32(acc[r][p], _mm512_add_epi32(_mm512_mullo_epi32(lo[r][p], ml),

@@ -14,16 +14,17 @@ namespace {
 template <int kOffset>
 void unpack_i4(const Linear& w, size_t panel, size_t panels, uint8_t* out) {
   const __m512i low = _mm512_set1_epi8(15), even = _mm512_set1_epi16(255);
+  const __m512i four_times = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
   for (size_t p = 0; p < panels; ++p) {
     const uint8_t* code = w.codes + (panel + p) * w.panel_bytes();
-    const uint8_t* m = w.multipliers + (panel + p) * (w.kp / 2);
+    const int8_t* m = w.multipliers + (panel + p) * (w.kp / 2);
     for (size_t k = 0; k < w.kp; k += 64, code += 512, m += 32, out += 1024) {
       _mm_prefetch(reinterpret_cast<const char*>(m + 512), _MM_HINT_T0);
       __m512i m16[2], m8[2];
       for (int h = 0; h < 2; ++h) {
         const __m512i m32 = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m + 16 * h)));
         m16[h] = _mm512_or_si512(m32, _mm512_slli_epi32(m32, 16));
-        m8[h] = _mm512_slli_epi16(_mm512_or_si512(m16[h], _mm512_slli_epi16(m16[h], 8)), 3);
+        m8[h] = _mm512_shuffle_epi8(_mm512_slli_epi32(m32, 3), four_times);
         if (kOffset) m8[h] = _mm512_sub_epi8(m8[h], _mm512_set1_epi8(int8_t(kOffset)));
       }
       for (int j = 0; j < 8; ++j) {

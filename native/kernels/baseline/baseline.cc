@@ -19,7 +19,7 @@ vi panel_i8(const Linear& w, const int8_t* x, size_t panel) {
 vi panel_i4(const Linear& w, const int8_t* x, size_t panel) {
   int32_t acc[16] = {0};
   const uint8_t* p = w.codes + panel * w.panel_bytes();
-  const uint8_t* m = w.multipliers + panel * (w.kp / 32) * 16;
+  const int8_t* m = w.multipliers + panel * (w.kp / 32) * 16;
   for (size_t k = 0; k < w.kp; k += 64, p += 512, m += 32)
     for (int r = 0; r < 8; ++r)
       for (int c = 0; c < 16; ++c)

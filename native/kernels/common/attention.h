@@ -12,6 +12,8 @@
 // on its own position alone and not on the rows beside it.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/common/vec.h"
 #include "trivet/kernels.h"
 
@@ -20,6 +22,12 @@ namespace {
 
 // bf16 from int8, exactly: 32 values.
 TRIVET_INLINE void widen(const int8_t* in, uint16_t* out) {
+#ifdef __AVX512BF16__
+  const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))));
+  const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 16))));
+  const __m512bh v = _mm512_cvtne2ps_pbh(high, low);
+  __builtin_memcpy(out, &v, 64);
+#else
   for (int h = 0; h < 2; ++h) {
     vb b;
     __builtin_memcpy(&b, in + 16 * h, 16);
@@ -27,7 +35,41 @@ TRIVET_INLINE void widen(const int8_t* in, uint16_t* out) {
     const vh v = low_halves((vu)as_int(f) >> 16);
     __builtin_memcpy(out + 16 * h, &v, 32);
   }
+#endif
 }
+
+// 32 keys that lie together: what is read of the cache at once.
+struct Run {
+  const uint8_t *keys, *values;
+  const float *key_scales, *value_scales;  // int8 only
+};
+
+// The runs of the step that begins with key `begin`; those past key_end are not touched.
+TRIVET_INLINE size_t runs_of(const AttendItem& it, size_t begin, Run* runs) {
+  const KvView& kv = it.kv;
+  const size_t num = begin >= it.key_end ? 0 : std::min((it.key_end - begin + 31) / 32, kKeyStep / 32);
+  const size_t item = kv.int8 ? 1 : 2;
+  for (size_t i = 0; i < num; ++i) {
+    const size_t key = begin + 32 * i, in_block = key % kv.block_size;
+    const uint8_t* block = kv.base + size_t(it.block_table[key / kv.block_size]) * kv.block_stride;
+    const float* scales = reinterpret_cast<const float*>(block + 2 * kv.block_size * kv.pp) + in_block;
+    runs[i] = {block + in_block * kv.pp * item, block + (kv.block_size + in_block) * kv.pp * item, scales, scales + kv.block_size};
+  }
+  return num;
+}
+
+// What is asked for from memory while a step is computed: all keys of the next one, or the values of this one. A page has
+// 32 runs' lines at most, so no hardware foresees them.
+struct Ahead {
+  const uint8_t* runs[kKeyStep / 32];
+  size_t num = 0, bytes = 0;  // of each run
+
+  // One of `parts` shares of every `stride`-th run from run i on.
+  void fetch(size_t i, size_t stride, size_t part, size_t parts) const {
+    for (; i < num; i += stride)
+      for (size_t b = bytes / parts * part; b < bytes / parts * (part + 1); b += 64) __builtin_prefetch(runs[i] + b, 0, 2);
+  }
+};
 
 // The two products of attention from one that chains tiles: c[r, 0..15] (+)= sum over i < num of a[r, 32 i ..] . b[i],
 // with rows of a and c at lda and ldc, and 16 rows of 32 numbers of b[i] at ldb; kAdd: the chain begins with c, else with
@@ -35,14 +77,16 @@ TRIVET_INLINE void widen(const int8_t* in, uint16_t* out) {
 //   template <bool kAdd> static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb, float* c, size_t ldc)
 template <class Chain>
 struct TileProducts {
-  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
-    for (size_t g = 0; g < groups; ++g) {
+  template <class F>
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, F&&) {
+    for (size_t g = 0; g < 2; ++g) {
       const uint16_t* chunk[8];
-      for (size_t i = 0; i < pp / 32; ++i) chunk[i] = keys[g] + i * 512;
+      for (size_t i = 0; i < pp / 32; ++i) chunk[i] = keys + (16 * g) * pp + i * 512;
       Chain::template chain<false>(rows, q, pp, chunk, pp / 32, 32, s + 16 * g, kKeyStep);
     }
   }
-  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
+  template <class F>
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, F&&) {
     for (size_t p = 0; p < pp; p += 16) {
       const uint16_t* run[kKeyStep / 32];
       for (size_t i = 0; i < runs; ++i) run[i] = vals[i] + 2 * p;
@@ -52,62 +96,64 @@ struct TileProducts {
 };
 
 // Tier: struct with
-//   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s);
-//     s[r * kKeyStep + 16 g + c] = q[r] . keys[g][:, c], keys[g] is bf16 [Pp/2][16][2]; at least `rows` rows
-//   static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o);
-//     o[r * pp + p] += sum over runs of 32 keys, vals[i] is bf16 [16][Pp][2]; w is [kQueryTile][kKeyStep]
+//   scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, F&& meanwhile)
+//     s[r * kKeyStep + c] = q[r] . keys[:, c] for a run of 32 keys, bf16 [2][Pp/2][16][2]; at least `rows` rows.
+//     meanwhile(part), once for each part < Pp / 32, may be called on the way
+//   values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, F&& meanwhile)
+//     o[r * pp + p] += sum over runs of 32 keys, vals[i] is bf16 [16][Pp][2]; w is [kQueryTile][kKeyStep].
+//     meanwhile(i, part) the same, for each run i
 template <class Tier>
 void attend_item(const AttendItem& it, float* out, float* row_max, float* row_sum, uint8_t* scratch) {
   const KvView& kv = it.kv;
-  const size_t pp = kv.pp, rows = it.num_rows;
+  const size_t pp = kv.pp, rows = it.num_rows, parts = pp / 32;
   float* s = reinterpret_cast<float*>(scratch);                                     // [kQueryTile][kKeyStep]
   uint16_t* w = reinterpret_cast<uint16_t*>(scratch + kQueryTile * kKeyStep * 4);   // [kQueryTile][kKeyStep]
-  uint16_t* wide_k = reinterpret_cast<uint16_t*>(scratch + kQueryTile * kKeyStep * 6);  // [kKeyStep * Pp] int8 only
-  uint16_t* wide_v = wide_k + kKeyStep * pp;
+  uint16_t* wide = reinterpret_cast<uint16_t*>(scratch + kQueryTile * kKeyStep * 6);  // [32 Pp] int8 only: one run
   const float c = it.scale * kLog2E;
   float key_scale[kKeyStep], value_scale[kKeyStep];
-  const uint16_t* keys[kKeyStep / 16];
-  const uint16_t* values[kKeyStep / 32];
+  const auto widened_run = [&](const uint8_t* codes) {
+    for (size_t j = 0; j < 32 * pp; j += 32) widen(reinterpret_cast<const int8_t*>(codes) + j, wide + j);
+    return static_cast<const uint16_t*>(wide);
+  };
 
-  std::memset(w, 0, kQueryTile * kKeyStep * 2);
+  const size_t used = rows <= 16 ? 16 : kQueryTile;
+  std::memset(w, 0, used * kKeyStep * 2);
   for (size_t r = 0; r < rows; ++r) {
     row_max[r] = -__builtin_inff();
     row_sum[r] = 0;
   }
-  std::memset(out, 0, kQueryTile * pp * 4);
+  std::memset(out, 0, used * pp * 4);
 
+  Run runs[kKeyStep / 32], next_runs[kKeyStep / 32];
+  Ahead ahead;
+  ahead.bytes = 32 * pp * (kv.int8 ? 1 : 2);
+  size_t num = runs_of(it, it.key_begin, runs);
   for (size_t begin = it.key_begin; begin < it.key_end; begin += kKeyStep) {
-    // Keys of this step, in runs of 32; runs past key_end are not touched.
-    const size_t runs = (it.key_end - begin + 31) / 32 < kKeyStep / 32 ? (it.key_end - begin + 31) / 32 : kKeyStep / 32;
-    for (size_t i = 0; i < runs; ++i) {
-      const size_t key = begin + 32 * i, in_block = key % kv.block_size;
-      const uint8_t* block = kv.base + size_t(it.block_table[key / kv.block_size]) * kv.block_stride;
-      if (!kv.int8) {
-        const uint16_t* k = reinterpret_cast<const uint16_t*>(block);
-        keys[2 * i] = k + in_block * pp;
-        keys[2 * i + 1] = k + (in_block + 16) * pp;
-        values[i] = k + (kv.block_size + in_block) * pp;
-      } else {
-        const int8_t* k = reinterpret_cast<const int8_t*>(block);
-        const float* scales = reinterpret_cast<const float*>(k + 2 * kv.block_size * pp);
-        for (size_t j = 0; j < 32 * pp; j += 32) {
-          widen(k + in_block * pp + j, wide_k + 32 * i * pp + j);
-          widen(k + (kv.block_size + in_block) * pp + j, wide_v + 32 * i * pp + j);
-        }
-        std::memcpy(key_scale + 32 * i, scales + in_block, 128);
-        std::memcpy(value_scale + 32 * i, scales + kv.block_size + in_block, 128);
-        keys[2 * i] = wide_k + 32 * i * pp;
-        keys[2 * i + 1] = wide_k + (32 * i + 16) * pp;
-        values[i] = wide_v + 32 * i * pp;
+    if (rows <= 16) {  // else memory is not what holds
+      for (size_t i = 0; i < num; ++i) {
+        ahead.runs[i] = runs[i].values;
+        if (kv.int8)
+          for (size_t j = 0; j < 32; j += 16) {
+            __builtin_prefetch(runs[i].key_scales + j);
+            __builtin_prefetch(runs[i].value_scales + j);
+          }
+      }
+      ahead.num = num;
+    }
+    for (size_t i = 0; i < num; ++i) {
+      const uint16_t* keys = kv.int8 ? widened_run(runs[i].keys) : reinterpret_cast<const uint16_t*>(runs[i].keys);
+      Tier::scores(rows, it.q, pp, keys, s + 32 * i, [&](size_t part) { ahead.fetch(i, num, part, parts); });
+      if (kv.int8) {
+        std::memcpy(key_scale + 32 * i, runs[i].key_scales, 128);
+        std::memcpy(value_scale + 32 * i, runs[i].value_scales, 128);
       }
     }
-    Tier::scores(rows, it.q, pp, keys, 2 * runs, s);
     for (size_t r = 0; r < rows; ++r) {
       const int64_t visible = int64_t(it.position[r]) + 1 - int64_t(begin);  // keys of this step that the row sees
       float* row = s + r * kKeyStep;
       uint16_t* wr = w + r * kKeyStep;
-      const size_t seen = visible <= 0 ? 0 : visible < int64_t(32 * runs) ? (size_t(visible) + 15) / 16 * 16 : 32 * runs;
-      if (seen < 32 * runs) std::memset(wr + seen, 0, 2 * (32 * runs - seen));
+      const size_t seen = visible <= 0 ? 0 : visible < int64_t(32 * num) ? (size_t(visible) + 15) / 16 * 16 : 32 * num;
+      if (seen < 32 * num) std::memset(wr + seen, 0, 2 * (32 * num - seen));
       if (seen == 0) continue;  // sees nothing here: the row stays as it is
       if (kv.int8)
         for (size_t j = 0; j < seen; j += 16) store(row + j, load(row + j) * load(key_scale + j));
@@ -133,7 +179,25 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
       if (a != 1.0f)
         for (size_t p = 0; p < pp; p += 16) store(out + r * pp + p, load(out + r * pp + p) * a);
     }
-    Tier::values(rows, w, values, runs, pp, out);
+    size_t num_next = runs_of(it, begin + kKeyStep, next_runs);
+    if (rows <= 16) {
+      const AttendItem* after = num_next ? nullptr : it.next;
+      Run theirs[kKeyStep / 32];
+      ahead.num = after ? runs_of(*after, after->key_begin, theirs) : num_next;
+      for (size_t i = 0; i < ahead.num; ++i) ahead.runs[i] = (after ? theirs : next_runs)[i].keys;
+    }
+    const uint16_t* values[kKeyStep / 32];
+    if (kv.int8) {
+      for (size_t i = 0; i < num; ++i) {
+        values[0] = widened_run(runs[i].values);
+        Tier::values(rows, w + 32 * i, values, 1, pp, out, [&](size_t, size_t part) { ahead.fetch(i, num, part, parts); });
+      }
+    } else {
+      for (size_t i = 0; i < num; ++i) values[i] = reinterpret_cast<const uint16_t*>(runs[i].values);
+      Tier::values(rows, w, values, num, pp, out, [&](size_t i, size_t part) { ahead.fetch(i, num, part, parts); });
+    }
+    std::copy(next_runs, next_runs + num_next, runs);
+    num = num_next;
   }
   for (size_t r = 0; r < rows; ++r) row_max[r] = row_max[r] * c;
 }

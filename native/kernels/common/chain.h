@@ -83,18 +83,23 @@ TRIVET_INLINE void chain(const float* a, size_t lda, At&& at, size_t num, float*
 // of rows; at(i, j) gives the 16 pairs.
 template <class Unit>
 struct ChainProducts {
-  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* const* keys, size_t groups, float* s) {
+  template <class F>
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, F&& meanwhile) {
     alignas(64) float wide[kQueryTile * kMaxHeadDim];
     widen<Unit>(q, rows * pp, wide);
-    for (size_t g = 0; g < groups; ++g) {
-      const auto key = [&](size_t i, size_t j) { return keys[g] + 512 * i + 32 * j; };
+    for (size_t g = 0; g < 2; ++g) {
+      for (size_t part = g; part < pp / 32; part += 2) meanwhile(part);
+      const auto key = [&](size_t i, size_t j) { return keys + 16 * g * pp + 512 * i + 32 * j; };
       Unit::template tile<false>(rows, wide, pp, key, pp / 32, s + 16 * g, kKeyStep);
     }
   }
-  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o) {
+  template <class F>
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, F&& meanwhile) {
     alignas(64) float wide[kQueryTile * kKeyStep];
     for (size_t r = 0; r < rows; ++r) widen<Unit>(w + r * kKeyStep, 32 * runs, wide + r * kKeyStep);
     for (size_t p = 0; p < pp; p += 16) {
+      if (p % 32 == 0)
+        for (size_t i = 0; i < runs; ++i) meanwhile(i, p / 32);
       const auto value = [&](size_t i, size_t j) { return vals[i] + 2 * (p + j * pp); };
       Unit::template tile<true>(rows, wide, kKeyStep, value, runs, o + p, pp);
     }

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 
 MAGIC = b"TRIVETPK"
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 TENSOR_ALIGNMENT = 4096  # of a tensor, from the file's start
 PART_ALIGNMENT = 64
 PANEL = 16  # output rows of a panel

@@ -187,7 +187,7 @@ def _fill(buffer: NDArray[np.uint8], tensor: PackedTensor, plan: TensorPlan, num
             finite = _core.pack_i8(sources, plan.k, parts["codes"], scales, colsum, num_threads)
         else:
             finite = _core.pack_i4(
-                sources, plan.k, plan.group, parts["codes"], parts["multipliers"], scales, colsum, num_threads
+                sources, plan.k, plan.group, parts["codes"], parts["multipliers"].view(np.int8), scales, colsum, num_threads
             )
     if not finite:
         raise _name_not_finite(plan)

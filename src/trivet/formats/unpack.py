@@ -31,8 +31,8 @@ def unpack_codes(buffer: NDArray[np.uint8], tensor: PackedTensor) -> NDArray[Any
     nibbles = part(buffer, tensor, "codes", np.uint8).reshape(np_ // 16, kp // 64, 8, 16, 4)
     q = np.stack([nibbles & 15, nibbles >> 4], axis=2).astype(np.int8) - 8  # [NB, kb, half, r, c, e]
     codes = q.transpose(0, 4, 1, 2, 3, 5).reshape(np_, kp)
-    multipliers = part(buffer, tensor, "multipliers", np.uint8).reshape(np_ // 16, kp // 32, 16)
-    per_column = multipliers.transpose(0, 2, 1).reshape(np_, kp // 32).astype(np.int8).repeat(32, axis=1)
+    multipliers = part(buffer, tensor, "multipliers", np.int8).reshape(np_ // 16, kp // 32, 16)
+    per_column = multipliers.transpose(0, 2, 1).reshape(np_, kp // 32).repeat(32, axis=1)
     return np.ascontiguousarray((codes * per_column)[:n, :k])
 
 
