@@ -186,8 +186,9 @@ def _fill(buffer: NDArray[np.uint8], tensor: PackedTensor, plan: TensorPlan, num
         if plan.kind == "i8":
             finite = _core.pack_i8(sources, plan.k, parts["codes"], scales, colsum, num_threads)
         else:
+            multipliers = parts["multipliers"].view(np.int8)
             finite = _core.pack_i4(
-                sources, plan.k, plan.group, parts["codes"], parts["multipliers"].view(np.int8), scales, colsum, num_threads
+                sources, plan.k, plan.group, parts["codes"], multipliers, scales, colsum, num_threads
             )
     if not finite:
         raise _name_not_finite(plan)
