@@ -67,6 +67,52 @@ void block_1x4(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_byte
   _tile_stored(3, c + 3072, 64);
 }
 
+// The same for int4, 16 rows against 4 panels or 32 against 2: the tiles of the next 64 k are unpacked while the tile unit
+// is at these, so that they go no farther than L1. `each` is called once a chunk.
+template <bool kTwo, class F>
+TRIVET_INLINE void block_i4(const uint8_t* a, size_t lda, const Linear& w, size_t panel, size_t chunks, uint8_t* unpacked,
+                            uint8_t* c, F&& each) {
+  constexpr size_t kPanels = kTwo ? 2 : 4;
+  const auto unpack = [&](size_t i) {
+    for (size_t p = 0; p < kPanels; ++p) {
+      const uint8_t* codes = w.codes + (panel + p) * w.panel_bytes() + 512 * i;
+      const uint8_t* ahead = ahead_of(codes - 512 * i, 512 * i, w.panel_bytes(), kPanels);
+      for (int j = 0; j < 8; ++j) _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * j), _MM_HINT_T0);
+      const int8_t* m = w.multipliers + (panel + p) * (w.kp / 2) + 32 * i;
+      _mm_prefetch(reinterpret_cast<const char*>(m + kPanels * (w.kp / 2)), _MM_HINT_T0);
+      unpack_tile<0>(codes, m, unpacked + 4096 * (i % 2) + 1024 * p);
+    }
+  };
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  unpack(0);
+  for (size_t i = 0; i < chunks; ++i, a += 64) {
+    const uint8_t* b = unpacked + 4096 * (i % 2);
+    if (i + 1 < chunks) unpack(i + 1);
+    _tile_loadd(4, a, lda);
+    if (kTwo) _tile_loadd(5, a + 16 * lda, lda);
+    _tile_loadd(6, b, 64);
+    _tile_dpbssd(0, 4, 6);
+    if (kTwo) _tile_dpbssd(2, 5, 6);
+    _tile_loadd(7, b + 1024, 64);
+    _tile_dpbssd(1, 4, 7);
+    if (kTwo) _tile_dpbssd(3, 5, 7);
+    if (!kTwo) {
+      _tile_loadd(6, b + 2048, 64);
+      _tile_dpbssd(2, 4, 6);
+      _tile_loadd(7, b + 3072, 64);
+      _tile_dpbssd(3, 4, 7);
+    }
+    each();
+  }
+  _tile_stored(0, c, kTwo ? 128 : 64);
+  _tile_stored(1, c + (kTwo ? 64 : 1024), kTwo ? 128 : 64);
+  _tile_stored(2, c + 2048, kTwo ? 128 : 64);
+  _tile_stored(3, c + (kTwo ? 2112 : 3072), kTwo ? 128 : 64);
+}
+
 // What follows the product of a block of 32 rows and 2 panels, a row or two at a time, so that it can be done while the
 // tile unit computes the next block: after the product it took a fifth of the time. The lines that the next block will
 // be written to are asked for here, since they lie row by row on other pages, where no hardware foresees them.
@@ -271,6 +317,15 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
   Finisher<kInt8, kEpilogue> finisher(w, x, out);
   size_t p = begin, num_done = 0;
   for (; p + 2 <= end; p += 2) {
+    if (kUnpack && blocks == 1) {
+      uint8_t* sums = c + num_done++ % 2 * 4096;
+      block_i4<true>(a, row_bytes, w, p, chunks, unpacked, sums, [&] {
+        if (finisher.left() > 1) finisher.template some<2>();
+      });
+      finisher.rest();
+      finisher.begin(sums, 0, p);
+      continue;
+    }
     const uint8_t* b = w.codes + p * panel_bytes;
     if (kUnpack) {
       unpack_i4<0>(w, p, 2, unpacked);
@@ -317,11 +372,13 @@ void one_tile_of_rows(const Linear& w, const Rows& x, size_t begin, size_t end, 
   for (size_t p = begin; p < end;) {
     const size_t panels = end - p >= 4 ? 4 : end - p >= 2 ? 2 : 1;
     const uint8_t* b = w.codes + p * panel_bytes;
-    if (kUnpack) {
+    if (kUnpack && panels < 4) {
       unpack_i4<0>(w, p, panels, unpacked);
       b = unpacked;
     }
-    if (panels == 4)
+    if (kUnpack && panels == 4)
+      block_i4<false>(a, row_bytes, w, p, chunks, unpacked, c, [] {});
+    else if (panels == 4)
       block_1x4<kInt8>(a, row_bytes, b, panel_bytes, chunks, c);
     else
       for (size_t i = 0; i < panels; ++i) block_1x1<kInt8>(a, row_bytes, b + i * panel_bytes, chunks, c + 1024 * i);
