@@ -42,13 +42,13 @@ WINDOW = 1024  # tokens seen at once
 
 
 def float_scales(w: NDArray[np.float32], group: int) -> NDArray[np.float32]:
-    """w with q in -8..7 and one float16 scale a group, each the best of the clips by squared error."""
+    """w with q in -8..7 and one float16 scale a group, each the best of the clips and both signs by squared error."""
     groups = w.reshape(w.shape[0], -1, group)
     top = np.abs(groups).max(-1, keepdims=True)
     best, best_error = np.zeros_like(groups), np.full(top.shape, np.inf, np.float32)
-    for d in CLIPS:
+    for d in (*CLIPS, *-CLIPS):
         step = (top / d).astype(np.float16).astype(np.float32)
-        q = np.clip(np.rint(np.divide(groups, step, out=np.zeros_like(groups), where=step > 0)), -8, 7) * step
+        q = np.clip(np.rint(np.divide(groups, step, out=np.zeros_like(groups), where=step != 0)), -8, 7) * step
         error = ((groups - q) ** 2).sum(-1, keepdims=True)
         best = np.where(error < best_error, q, best)
         best_error = np.minimum(error, best_error)

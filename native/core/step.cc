@@ -282,7 +282,7 @@ struct Step {
     const int32_t* table = in.block_tables + size_t(s.seq.get()[row]) * in.table_width;
     return view.base + size_t(table[size_t(s.position.get()[row]) / view.block_size]) * view.block_stride;
   }
-  // Asks for the lines that a token will be written to: its keys lie in a line for every two numbers.
+  // Asks for the lines that a token will be written to: a line has a few numbers of its keys, and half its own of values.
   void fetch_slots(const LayerWeights& l, size_t layer, size_t row) const {
     const auto fetch = [](const uint8_t* from, size_t bytes) {
       for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b, 1);
@@ -292,7 +292,11 @@ struct Step {
       const uint8_t* block = block_of(view, row);
       const size_t slot = size_t(s.position.get()[row]) % view.block_size, token = view.pp * (view.int8 ? 1 : 2);
       fetch(block + slot / 16 * 16 * token, 16 * token);
-      fetch(block + (view.block_size + slot) * token, token);
+      fetch(block + (view.block_size + slot / 2 * 2) * token, 2 * token);
+      if (view.int8) {
+        fetch(block + 2 * view.block_size * token + 4 * slot, 4);
+        fetch(block + 2 * view.block_size * token + 4 * (view.block_size + slot), 4);
+      }
     }
   }
   void write_run(const LayerWeights& l, size_t layer, size_t first, size_t num) const {
@@ -376,8 +380,8 @@ struct Step {
   }
 
   // Each thread has a share of the tiles, and helps the others when it is through: sequence by sequence, so that it finds in
-  // its L2 what it wrote to the cache; head by head, whose keys and values stay there; the last and longest tiles first. It
-  // takes the next tile before it computes what it has, to ask for its keys in time.
+  // its L2 what it wrote to the cache; head by head, whose keys and values stay there; the last and longest tiles first. Of
+  // its own share it takes the next tile before it computes what it has, to ask for its keys in time.
   void attention(const LayerWeights& l, size_t layer) const {
 #ifdef TRIVET_FAULTS
     if (planted_fault == Fault::kFreshKv && faulty_attention(l, in, s.qkv.get(), s.qkv_ld, s.q.get(), num_tokens, s.position.get(), cache, layer, s.attn.get(), s.attn_ld))
@@ -393,20 +397,22 @@ struct Step {
     for (int t = 0; t < threads; ++t) taken[size_t(t)].num = share(count, t, threads).begin;
     parallel(threads, [&](int t, int n) {
       Tile tiles[2];
-      size_t num = 0;
       for (int i = 0; i < n; ++i) {
         const int from = (t + i) % n;
         const size_t end = share(count, from, n).end;
-        size_t seq = 0, first_of_seq = 0, number;
+        size_t seq = 0, first_of_seq = 0, number, num = 0;
         while ((number = taken[size_t(from)].num.fetch_add(1)) < end) {
           for (; number >= first_of_seq + tiles_of(seq) * l.num_kv_heads; ++seq) first_of_seq += tiles_of(seq) * l.num_kv_heads;
           const size_t at = number - first_of_seq, per_head = tiles_of(seq);
           Tile& tile = tiles[num % 2];
           tile = tile_of(l, layer, seq, at / per_head, (per_head - 1 - at % per_head) * kQueryTile);
-          if (num++ > 0) attend_tile(l, tiles[num % 2], &tile, t);
+          if (i > 0)
+            attend_tile(l, tile, nullptr, t);
+          else if (num++ > 0)
+            attend_tile(l, tiles[num % 2], &tile, t);
         }
+        if (num > 0) attend_tile(l, tiles[(num - 1) % 2], nullptr, t);
       }
-      if (num > 0) attend_tile(l, tiles[(num - 1) % 2], nullptr, t);
     });
   }
 

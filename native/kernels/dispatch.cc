@@ -72,25 +72,35 @@ bool self_test(const Kernels& candidate, bool amx) {
   return true;
 }
 
-// One attention item over two key steps, the same way.
+// Attention of few rows and of many over two key steps, in bf16 and int8, the same way.
 bool self_test_attention(const Kernels& candidate, bool amx) {
-  constexpr size_t pp = 32, keys = 160, blocks = keys / 32, rows = 5;
-  alignas(64) static uint16_t q[16 * pp], kv[blocks * 64 * pp];
+  constexpr size_t pp = 32, keys = 160, blocks = keys / 32, most_rows = 21;
+  alignas(64) static uint16_t q[kQueryTile * pp], kv[blocks * 64 * pp];
   alignas(64) static uint8_t scratch[attend_scratch_bytes(pp)];
-  static float want[kQueryTile * pp], got[kQueryTile * pp], most[2][16], sum[2][16];
+  static float want[kQueryTile * pp], got[kQueryTile * pp], most[2][kQueryTile], sum[2][kQueryTile];
   uint32_t state = 7;
   auto random = [&] { return (state = state * 1664525u + 1013904223u) >> 16; };
   for (auto& v : q) v = uint16_t(0x3e00 + random() % 256 + (random() % 2 << 15));
   for (auto& v : kv) v = uint16_t(0x3e00 + random() % 256 + (random() % 2 << 15));
-  const int32_t position[rows] = {3, 40, 127, 128, 159}, table[blocks] = {4, 2, 0, 3, 1};
-  const KvView view{reinterpret_cast<uint8_t*>(kv), 64 * pp * 2, 32, pp, false};
-  const AttendItem item{q, rows, position, table, view, 0.25f, 0, keys};
-  baseline_table().attend(item, want, most[0], sum[0], scratch);
-  if (amx) amx_tiles_begin();
-  candidate.attend(item, got, most[1], sum[1], scratch);
-  if (amx) amx_tiles_end();
-  return std::memcmp(want, got, rows * pp * 4) == 0 && std::memcmp(most[0], most[1], rows * 4) == 0 &&
-         std::memcmp(sum[0], sum[1], rows * 4) == 0;
+  const int32_t table[blocks] = {4, 2, 0, 3, 1};
+  int32_t position[most_rows] = {3, 40, 127, 128, 159};
+  for (size_t r = 5; r < most_rows; ++r) position[r] = int32_t(random() % keys);
+  for (const bool int8 : {false, true}) {  // the same bytes: codes, and scales of any size
+    const KvView view{reinterpret_cast<uint8_t*>(kv), 64 * pp * 2, 32, pp, int8};
+    for (const size_t rows : {size_t(5), most_rows}) {
+      AttendItem item{q, rows, position, table, view, 0.25f, 0, keys};
+      const AttendItem same = item;
+      item.next = &same;
+      baseline_table().attend(item, want, most[0], sum[0], scratch);
+      if (amx) amx_tiles_begin();
+      candidate.attend(item, got, most[1], sum[1], scratch);
+      if (amx) amx_tiles_end();
+      if (std::memcmp(want, got, rows * pp * 4) != 0 || std::memcmp(most[0], most[1], rows * 4) != 0 ||
+          std::memcmp(sum[0], sum[1], rows * 4) != 0)
+        return false;
+    }
+  }
+  return true;
 }
 
 struct Tiers {

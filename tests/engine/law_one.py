@@ -149,7 +149,7 @@ def find_violation(
     deadline, search = time.monotonic() + seconds, Search()
     while time.monotonic() < deadline or (not search.was_one and search.rounds < 40):
         settings = {
-            "threads": rng.choice([1, 2]),
+            "threads": rng.choice([1, 2, 2, 3]),
             "num_blocks": rng.choice([48, 64, 200]),
             "max_tokens": rng.choice([32, 47, 64, 200, 512]),
             "prefix_caching": search.rounds % 3 > 0,

@@ -125,9 +125,6 @@ def test_an_error_counts_as_such_though_the_client_leaves_on_hearing_of_it() -> 
     happened: list[str] = []
     left = asyncio.Event()
 
-    def close(kind: type[BaseException] | None, *_: object) -> None:
-        happened.append(f"closed with {kind and kind.__name__}")
-
     async def events() -> AsyncGenerator[bytes, None]:
         yield sse.event({"text": "a"})
         raise EngineDied("it is dead")
@@ -144,11 +141,12 @@ def test_an_error_counts_as_such_though_the_client_leaves_on_hearing_of_it() -> 
 
     async def serve() -> None:
         closing = AsyncExitStack()
-        closing.push(close)
-        await sse.EventStream(events(), closing=closing)({}, receive, send)
+        closing.callback(happened.append, "closed")
+        stream = sse.EventStream(events(), closing=closing, on_error=lambda error: happened.append(f"counted {error}"))
+        await stream({}, receive, send)
 
     asyncio.run(serve())
-    assert happened == ["closed with EngineDied", "told"], "who hears of it may look at the metrics at once"
+    assert happened == ["counted it is dead", "told", "closed"], "who hears of it may look at the metrics at once"
 
 
 @pytest.mark.parametrize("head", [b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\nX: a\r\nY"])

@@ -22,10 +22,16 @@ namespace {
 
 // bf16 from int8, exactly: 32 values.
 TRIVET_INLINE void widen(const int8_t* in, uint16_t* out) {
-#ifdef __AVX512BF16__
+#ifdef __AVX512BW__  // GCC 12 makes thirty instructions of the other way
   const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))));
   const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 16))));
+#ifdef __AVX512BF16__
   const __m512bh v = _mm512_cvtne2ps_pbh(high, low);
+#else
+  alignas(64) static constexpr uint16_t kUpper[] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                    33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  const __m512i v = _mm512_permutex2var_epi16(_mm512_castps_si512(low), _mm512_load_si512(kUpper), _mm512_castps_si512(high));
+#endif
   __builtin_memcpy(out, &v, 64);
 #else
   for (int h = 0; h < 2; ++h) {
@@ -58,9 +64,9 @@ TRIVET_INLINE size_t runs_of(const AttendItem& it, size_t begin, Run* runs) {
   return num;
 }
 
-// What is asked for from memory while a step is computed: all keys of the next one, or the values of this one. A page has
-// 32 runs' lines at most, so no hardware foresees them.
-struct Ahead {
+// What is asked for from memory while a step is computed: the values of this one, or the keys of the next. Each run is a page
+// or two of its own, and hardware looks ahead within a page only.
+struct RunsAhead {
   const uint8_t* runs[kKeyStep / 32];
   size_t num = 0, bytes = 0;  // of each run
 
@@ -125,7 +131,7 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
   std::memset(out, 0, used * pp * 4);
 
   Run runs[kKeyStep / 32], next_runs[kKeyStep / 32];
-  Ahead ahead;
+  RunsAhead ahead;
   ahead.bytes = 32 * pp * (kv.int8 ? 1 : 2);
   size_t num = runs_of(it, it.key_begin, runs);
   for (size_t begin = it.key_begin; begin < it.key_end; begin += kKeyStep) {

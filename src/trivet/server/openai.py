@@ -64,7 +64,7 @@ async def _answer(
     arrived = time.monotonic()
     async with AsyncExitStack() as stack:
         backend = stack.enter_context(serving.admit())
-        stack.enter_context(_failures_counted(serving))
+        count = stack.enter_context(_failures_counted(serving))
         prompts, wanted = await _understood(request, serving, backend, cls, prepare)
         replies = make_replies(
             reply_id=job_id,
@@ -83,7 +83,7 @@ async def _answer(
         first = asyncio.ensure_future(anext(events))
         stack.callback(first.cancel)
         await or_disconnect(request.receive, _started(first))
-        return EventStream(_from(first, events), closing=stack.pop_all())
+        return EventStream(_from(first, events), closing=stack.pop_all(), on_error=count)
     raise AssertionError("no exit stack swallows exceptions here")
 
 
@@ -140,16 +140,26 @@ async def _from(first: asyncio.Future[bytes], events: AsyncGenerator[bytes, None
 
 
 @contextmanager
-def _failures_counted(serving: Serving) -> Iterator[None]:
-    try:
-        yield
-    except ClientLeft:
-        serving.metrics.cancelled()
-        raise
-    except Exception as error:
+def _failures_counted(serving: Serving) -> Iterator[Callable[[Exception], None]]:
+    """Counts how the request ends, once; what is given counts an error at once."""
+    counted = False
+
+    def count(error: Exception) -> None:
+        nonlocal counted
+        if counted:
+            return
+        counted = True
+        if isinstance(error, ClientLeft):
+            serving.metrics.cancelled()
+            return
         if isinstance(error, Overloaded):
             serving.metrics.rejected("not_ready" if isinstance(error, NotReady) else "capacity")
         serving.metrics.failed(error)
+
+    try:
+        yield count
+    except Exception as error:
+        count(error)
         raise
 
 

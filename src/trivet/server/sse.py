@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar
 
@@ -55,16 +55,24 @@ async def _disconnected(receive: Receive) -> None:
 class EventStream(Response):
     """Sends what `events` yields; an error in mid-stream becomes an error event, after which the stream ends.
 
-    `closing` is closed in every case, also when the client leaves: it cancels the request.
+    `closing` is closed in every case, also when the client leaves: it cancels the request. `on_error` hears of an error
+    of `events` before the client does, which may leave, or look at the metrics, as soon as it is told.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], *, closing: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        closing: AsyncExitStack,
+        on_error: Callable[[Exception], None],
+    ) -> None:
         self.status_code = 200
         self.background = None
         self._events = events
         self._closing = closing
+        self._on_error = on_error
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,8 +95,7 @@ class EventStream(Response):
         except TimeoutError:  # the client takes nothing, so it takes no error either
             raise
         except Exception as error:
-            # Counted before it is told: a client that hears of it may leave, or look at the metrics.
-            await self._closing.__aexit__(type(error), error, error.__traceback__)
+            self._on_error(error)
             await keeper.send(event(error_body(error)))
             await keeper.close()
             await send(END)
