@@ -129,6 +129,24 @@ def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:
     assert [turn.at_s for turn in faster.jobs[0].turns] == pytest.approx([0.0, 4 / 8])
 
 
+@pytest.mark.parametrize(("start_s", "duration_s"), [(0.0, None), (50.0, 20.0), (0.0, 200.0), (10.0, 40.0)])
+def test_the_asked_rate_is_sent_wherever_the_trace_ends(tmp_path: Path, start_s: float, duration_s: float) -> None:
+    rows = "".join(f"{i},4,4\n" for i in range(101))
+    (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens\n" + rows)
+    trace = TraceChoice(path=tmp_path / "t.csv", start_s=start_s, duration_s=duration_s)
+    planned = plan(Workload(trace=trace, rate=5.0, duration_s=None), 0)
+    gaps = {round(b.turns[0].at_s - a.turns[0].at_s, 2) for a, b in pairwise(planned.jobs)}
+    assert gaps == {0.2}
+
+
+@pytest.mark.parametrize(("start_s", "duration_s"), [(0.0, None), (300.0, 600.0), (0.0, 1200.0), (100.0, 400.0)])
+def test_the_asked_rate_is_that_of_a_servegen_trace_too(tmp_path: Path, start_s: float, duration_s: float) -> None:
+    (tmp_path / "s.csv").write_text("client,timestamp,rate,cv,pattern,param1,param2\n0,600,2.0,1.0,Gamma,1e4,0.04\n")
+    trace = TraceChoice(path=tmp_path / "s.csv", start_s=start_s, duration_s=duration_s)
+    planned = plan(Workload(trace=trace, rate=5.0, duration_s=None), 0)
+    assert planned.rate == pytest.approx(5.0, rel=0.02)
+
+
 def test_a_closed_loop_takes_a_trace_s_lengths_alone(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens,session\n0,40,4,a\n90,80,8,\n95,20,2,a\n")
     planned = plan(Workload(trace=TraceChoice(path=tmp_path / "t.csv"), concurrency=2), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import numpy as np
 from trivet.errors import ConfigError
 from trivet.measure.arrivals import unit_gaps
 from trivet.measure.messages import Block, Job, Turn
-from trivet.measure.servegen import WINDOW_S, client_times, read_clients
+from trivet.measure.servegen import WINDOW_S, client_times, covered_seconds, read_clients
 from trivet.measure.traces import TraceFormat, TraceRow, cut_window, detect_format, read_rows, scale_lengths
 from trivet.measure.workload import TraceChoice, Workload
 
@@ -159,13 +160,15 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
                 "a ServeGen trace has no lengths that `--length-scale`, `--max-input` or `--max-output` could change",
                 hint="its lengths are those of `--input-tokens` and `--output-tokens`",
             )
-        rows = _servegen_rows(workload, trace, seed)
+        rows, covered_s = _servegen_rows(workload, trace, seed)
     else:
-        rows = cut_window(_read_once(trace.path, kind, seed), trace.start_s, trace.duration_s)
+        recorded = _read_once(trace.path, kind, seed)
+        rows = cut_window(recorded, trace.start_s, trace.duration_s)
+        covered_s = min(trace.duration_s or math.inf, recorded[-1].time_s - trace.start_s)
         rows = [scale_lengths(row, trace.length_scale, trace.max_input, trace.max_output) for row in rows]
     scale = trace.time_scale
     if workload.rate is not None and len(rows) > 1:
-        scale = len(rows) / workload.rate / (trace.duration_s or rows[-1].time_s or 1.0)
+        scale = len(rows) / workload.rate / (covered_s or 1.0)  # the trace may end before its window does
     chats: dict[str, list[TraceRow]] = defaultdict(list)
     for i, row in enumerate(rows):
         chats[f"row {i}" if row.session is None else f"session {row.session}"].append(
@@ -182,12 +185,17 @@ def _read_once(path: Path, kind: TraceFormat, seed: int) -> list[TraceRow]:
     return read_rows(path, kind, seed=seed)
 
 
-def _servegen_rows(workload: Workload, trace: TraceChoice, seed: int) -> list[TraceRow]:
-    """Requests drawn from a ServeGen file's processes; lengths are those of the workload, as the file has none."""
-    times = client_times(read_clients(trace.path), trace.start_s, trace.duration_s or WINDOW_S, seed=seed)
+def _servegen_rows(workload: Workload, trace: TraceChoice, seed: int) -> tuple[list[TraceRow], float]:
+    """Requests drawn from a ServeGen file's processes, and the seconds of the window that the file covers.
+
+    Lengths are those of the workload, as the file has none.
+    """
+    clients, duration_s = read_clients(trace.path), trace.duration_s or WINDOW_S
+    times = client_times(clients, trace.start_s, duration_s, seed=seed)
     rng = np.random.default_rng([seed, 7])
     lengths = zip(times, workload.input.draw(len(times), rng), workload.output.draw(len(times), rng), strict=True)
-    return [TraceRow(time_s=time_s, input_len=n, output_len=m) for (time_s, _), n, m in lengths]
+    rows = [TraceRow(time_s=time_s, input_len=n, output_len=m) for (time_s, _), n, m in lengths]
+    return rows, min(duration_s, covered_seconds(clients) - trace.start_s)
 
 
 def _first_requests(chats: Sequence[list[TraceRow]], num: int) -> list[list[TraceRow]]:
