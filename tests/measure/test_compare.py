@@ -106,6 +106,20 @@ def test_the_interval_of_a_rate_is_that_of_paired_rounds() -> None:
     assert alone.verdict == "no difference"
 
 
+def test_a_rate_that_only_one_has() -> None:
+    """With one round the interval is everything, whichever of the two has none."""
+
+    def goodput(a: float, b: float, num_rounds: int) -> Ratio:
+        sides = ([replace(figures_of(requests([]), 0.0, None), goodput=x)] * num_rounds for x in (a, b))
+        return {r.name: r for r in compare_rates(*sides)}["goodput"]
+
+    only_a, only_b = goodput(4.0, 0.0, 3), goodput(0.0, 4.0, 3)
+    assert (only_a.low, only_a.ratio, only_a.high, only_a.verdict) == (0.0, 0.0, 0.0, "only A")
+    assert (only_b.low, only_b.ratio, only_b.high, only_b.verdict) == (math.inf, math.inf, math.inf, "only B")
+    assert goodput(4.0, 0.0, 1).verdict == goodput(0.0, 4.0, 1).verdict == "no difference"
+    assert goodput(0.0, 0.0, 3).verdict == "not known"
+
+
 def test_a_long_comparison_is_quick() -> None:
     """Values are sorted once, and only their weights are drawn again."""
     rng = np.random.default_rng(0)

@@ -98,6 +98,9 @@ def _ratio_of_means(name: str, kind: Literal["share", "rate"], pairs: Floats) ->
     """The ratio of the means over rounds, with the interval of paired rounds (the delta method, Student's t)."""
     num = len(pairs)
     a, b = (float(mean) for mean in pairs.mean(axis=0))
+    if a == 0 < b:  # as where B has none: of one round alone nothing is known
+        low = math.inf if num > 1 else 0.0
+        return Ratio(name=name, kind=kind, a=a, b=b, ratio=math.inf, low=low, high=math.inf)
     if not a > 0:
         return Ratio(name=name, kind=kind, a=a, b=b, ratio=math.nan, low=math.nan, high=math.nan)
     ratio, half = b / a, math.inf
