@@ -97,7 +97,16 @@ def test_a_ramp_begins_after_the_warm_up() -> None:
     assert [profile.rate_at(s) for s in (0, 9.9, 20, 30, 99)] == [1, 1, 5, 9, 9]
 
 
-@pytest.mark.parametrize("bound", [{"duration_s": 30.0}, {"duration_s": None, "num_requests": 20}])
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"duration_s": 30.0},
+        {"duration_s": None, "num_requests": 20},
+        {"duration_s": 120.0, "num_requests": 20},
+        {"duration_s": 120.0, "num_requests": 20, "turns": 2},
+        {"duration_s": 30.0, "num_requests": 10_000},
+    ],
+)
 def test_a_spike_after_the_end_is_refused(bound: dict[str, Any]) -> None:
     spiked = Workload(rate=4.0, spike=10.0, spike_at_s=30.0, warmup_s=2.0, **bound)
     with pytest.raises(ConfigError, match="after its warm-up, but the spike begins at 30 s"):

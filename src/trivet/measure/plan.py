@@ -50,6 +50,7 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
         if workload.num_requests is not None:
             num_warm = sum(len(chat) for chat in chats if chat[0].time_s < workload.warmup_s)
             chats = _first_requests(chats, num_warm + workload.num_requests)
+        _check_spike(workload, chats)
     if not chats:
         raise ConfigError("no request falls into this run", hint="make it longer, or the rate higher")
     jobs, index = [], 0
@@ -124,19 +125,28 @@ def _times(workload: Workload, rng: np.random.Generator) -> list[float]:
     """Begins of chats, until the run's time is over or there are enough of them."""
     arriving = workload.profile().times(unit_gaps(workload.process, rng, cv=workload.cv))
     if workload.duration_s is not None:
-        times, end_s = list(takewhile(lambda time_s: time_s < workload.end_s, arriving)), workload.end_s
-    else:
-        times, counted, end_s = [], 0, 0.0
-        while counted < (workload.num_requests or 0):
-            times.append(end_s := next(arriving))
-            counted += workload.turns if end_s >= workload.warmup_s else 0
-    if workload.spike is not None and end_s <= workload.warmup_s + workload.spike_at_s:
+        return list(takewhile(lambda time_s: time_s < workload.end_s, arriving))
+    times: list[float] = []
+    counted = 0
+    while counted < (workload.num_requests or 0):
+        times.append(next(arriving))
+        counted += workload.turns if times[-1] >= workload.warmup_s else 0
+    return times
+
+
+def _check_spike(workload: Workload, chats: Sequence[list[TraceRow]]) -> None:
+    """Raises ConfigError if the last of the chats that are kept begins before the spike does."""
+    if workload.spike is None:
+        return
+    counted = sum(len(chat) for chat in chats if chat[0].time_s >= workload.warmup_s)
+    is_cut = workload.num_requests is not None and counted >= workload.num_requests
+    end_s = chats[-1][0].time_s if is_cut else workload.end_s
+    if end_s <= workload.warmup_s + workload.spike_at_s:
         raise ConfigError(
             f"the run ends {end_s - workload.warmup_s:.3g} s after its warm-up, but the spike begins at "
             f"{workload.spike_at_s:g} s",
             hint="make the run longer, or `--spike-at` earlier",
         )
-    return times
 
 
 def _think_s(workload: Workload) -> float:
