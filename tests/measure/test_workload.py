@@ -191,6 +191,14 @@ def test_servegen_has_no_lengths_to_change(tmp_path: Path, change: dict[str, Any
         plan(Workload(trace=TraceChoice(path=tmp_path / "s.csv", **change), duration_s=None), 0)
 
 
+@pytest.mark.parametrize("change", [{"input": Lengths(low=9, high=9)}, {"output": Lengths(low=9, high=9)}])
+def test_recorded_requests_have_their_own_lengths(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens\n0,40,4\n")
+    trace = TraceChoice(path=tmp_path / "t.csv")
+    with pytest.raises(ConfigError, match="`--input-tokens` and `--output-tokens` do nothing with a rows trace"):
+        plan(Workload(trace=trace, duration_s=None, **change), 0)
+
+
 def test_servegen_takes_the_lengths_of_the_workload(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("client,timestamp,rate,cv,pattern,param1,param2\n0,600,1.0,1.0,Gamma,1.0,0.04\n")
     trace = TraceChoice(path=tmp_path / "s.csv", duration_s=300)

@@ -20,6 +20,7 @@ from trivet.measure.traces import TraceFormat, TraceRow, cut_window, detect_form
 from trivet.measure.workload import TraceChoice, Workload
 
 SHARED_KEY = 0  # of the beginning that all made-up prompts share; traces have their own keys from 1 on
+USUAL = Workload()
 CLOSED_LOOP_JOBS = 4096  # made beforehand; after that the same lengths come again, with other prompts
 
 
@@ -172,6 +173,11 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
             )
         rows, covered_s = _servegen_rows(workload, trace, seed)
     else:
+        if (workload.input, workload.output) != (USUAL.input, USUAL.output):
+            raise ConfigError(
+                f"`--input-tokens` and `--output-tokens` do nothing with a {kind} trace: it has its own lengths",
+                hint="change them with `--length-scale`, `--max-input` or `--max-output`",
+            )
         recorded = _read_once(trace.path, kind, seed)
         rows = cut_window(recorded, trace.start_s, trace.duration_s)
         covered_s = min(trace.duration_s or math.inf, recorded[-1].time_s - trace.start_s)
