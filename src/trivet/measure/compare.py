@@ -156,9 +156,7 @@ def _latency_ratios(name: str, a: _Side, b: _Side, rng: np.random.Generator) -> 
         for i in rng.integers(0, num_rounds, num_rounds).tolist():
             times = _drawn_times(a.nums[i], rng)
             times_a[a.firsts[i] : a.firsts[i + 1]] += times
-            times_b[b.firsts[i] : b.firsts[i + 1]] += (
-                times if a.nums[i] == b.nums[i] else _drawn_times(b.nums[i], rng)
-            )
+            times_b[b.firsts[i] : b.firsts[i + 1]] += times if a.nums[i] == b.nums[i] else _drawn_times(b.nums[i], rng)
         drawn.append([a.quantiles(times_a), b.quantiles(times_b)])
     wider = _correction(num_rounds)
     return [
