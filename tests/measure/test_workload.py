@@ -123,8 +123,30 @@ def test_a_shared_prefix() -> None:
 
 def test_what_the_server_adds_is_left_out() -> None:
     assert {lengths(job)[0] for job in plan(Workload(rate=10.0), 0, overhead=6).jobs} == {250}
-    tiny = Workload(rate=10.0, input=Lengths(low=3, high=3))
-    assert {lengths(job)[0] for job in plan(tiny, 0, overhead=6).jobs} == {1}
+    short = Workload(rate=10.0, input=Lengths(low=7, high=7))
+    assert {lengths(job)[0] for job in plan(short, 0, overhead=6).jobs} == {1}
+
+
+def test_lengths_that_the_server_alone_exceeds_are_refused(tmp_path: Path) -> None:
+    tiny = Workload(rate=10.0, input=Lengths(low=6, high=90))
+    with pytest.raises(ConfigError, match=r"`--input-tokens` is 6\.\.90, but the server adds 6 tokens to each prompt"):
+        plan(tiny, 0, overhead=6)
+    (tmp_path / "s.csv").write_text("client,timestamp,rate,cv,pattern,param1,param2\n0,600,1.0,1.0,Gamma,1.0,0.04\n")
+    with pytest.raises(ConfigError, match="`--input-tokens` is"):
+        plan(replace(tiny, rate=None, trace=TraceChoice(path=tmp_path / "s.csv")), 0, overhead=6)
+
+
+def test_prompts_of_a_trace_are_made_longer_than_what_the_server_adds(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens,session\n0,6,4,a\n1,7,4,\n2,2,4,a\n")
+    planned = plan(Workload(trace=TraceChoice(path=tmp_path / "t.csv"), duration_s=None), 0, overhead=6)
+    assert [lengths(job) for job in planned.jobs] == [[1, 2], [1]]
+    assert planned.num_lengthened == 1 and planned.longest == 7 + 4 + 2 + 4
+
+
+def test_what_the_server_adds_to_each_turn_counts_for_the_longest() -> None:
+    chats = Workload(rate=10.0, turns=10)
+    alone = plan(chats, 0, overhead=6).longest
+    assert plan(chats, 0, overhead=6, turn_overhead=5).longest == alone + 9 * 5
 
 
 def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ class Plan:
     mean_output: float
     longest: int  # tokens of prompt and answer of the longest request
     left_out: int = 0  # later turns of chats, beyond the run's end or its number of requests
+    num_lengthened: int = 0  # prompts of a trace that are no longer than what the server adds
 
     @property
     def rate(self) -> float:
@@ -41,8 +42,11 @@ class Plan:
         return self.num_requests / self.span_s if self.span_s else 0.0
 
 
-def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
-    """The jobs. `overhead`: prompt tokens that the server adds; the prompts are made shorter by as many."""
+def plan(workload: Workload, seed: int, *, overhead: int = 0, turn_overhead: int = 0) -> Plan:
+    """The jobs. `overhead`: prompt tokens that the server adds; the prompts are made shorter by as many.
+
+    `turn_overhead`: what it adds to each further turn of a chat, beside the turn's own length.
+    """
     rng = np.random.default_rng([seed, 1])
     chats = _from_trace(workload, seed) if workload.trace is not None else _made_up(workload, rng)
     whole = chats
@@ -54,7 +58,8 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
         _check_spike(workload, chats)
     if not chats:
         raise ConfigError("no request falls into this run", hint="make it longer, or the rate higher")
-    jobs, index = [], 0
+    _check_overhead(workload, overhead)
+    jobs, index, num_lengthened = [], 0, 0
     names: dict[tuple[str, str], int] = {}
     for chat in chats:
         turns = []
@@ -64,6 +69,7 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
             blocks = [] if row.prompt is not None else _blocks(row, length, index + i, names)
             turns.append(Turn(row.output_len, blocks, row.time_s, think_s, row.prompt))
         jobs.append(Job(index, turns))
+        num_lengthened += chat[0].prompt is None and chat[0].input_len <= overhead
         index += len(chat)
     rows = [row for chat in chats for row in chat]
     return Plan(
@@ -71,8 +77,9 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
         num_requests=len(rows),
         span_s=0.0 if workload.concurrency else max([_span(workload), *(chat[0].time_s for chat in chats)]),
         mean_output=sum(row.output_len for row in rows) / len(rows),
-        longest=max(sum(row.input_len + row.output_len for row in chat) for chat in chats),
+        longest=max(_whole_len(chat, overhead, turn_overhead) for chat in chats),
         left_out=sum(len(chat) for chat in whole[: len(chats)]) - len(rows),
+        num_lengthened=num_lengthened,
     )
 
 
@@ -91,6 +98,23 @@ def check_fits(planned: Plan, max_len: int | None, model: str, *, takes_texts: b
             hint="shorten them with `--input-tokens`, `--output-tokens` or `--turns`; those of a trace with "
             "`--max-input`, `--max-output` or `--length-scale`",
         )
+
+
+def _check_overhead(workload: Workload, overhead: int) -> None:
+    """Raises ConfigError if prompts of the wished lengths leave no place for what the server adds."""
+    has_own_lengths = workload.trace is not None and _kind(workload.trace) != "servegen"
+    if not has_own_lengths and workload.input.low <= overhead:
+        raise ConfigError(
+            f"`--input-tokens` is {workload.input}, but the server adds {overhead:,} tokens to each prompt",
+            hint=f"such as the template of a chat; ask for {overhead + 1:,} tokens or more",
+        )
+
+
+def _whole_len(chat: Sequence[TraceRow], overhead: int, turn_overhead: int) -> int:
+    """Tokens of the chat's last request with its answer."""
+    first_len = max(chat[0].input_len, overhead + 1)
+    later = sum(row.input_len + turn_overhead for row in chat[1:])
+    return first_len + later + sum(row.output_len for row in chat)
 
 
 def _span(workload: Workload) -> float:
@@ -164,7 +188,7 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
     """The trace's window as chats, at scaled times."""
     trace = workload.trace
     assert trace is not None
-    kind = trace.kind or detect_format(trace.path)
+    kind = _kind(trace)
     if kind == "servegen":
         if trace.length_scale != 1 or trace.max_input or trace.max_output:
             raise ConfigError(
@@ -193,6 +217,10 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
     if workload.concurrency is not None:  # its lengths only
         return [[replace(row, time_s=0.0) for row in chat] for chat in chats.values()]
     return [chat for chat in chats.values() if chat[0].time_s < workload.end_s]
+
+
+def _kind(trace: TraceChoice) -> TraceFormat:
+    return trace.kind or detect_format(trace.path)
 
 
 @lru_cache(maxsize=4)
