@@ -10,12 +10,16 @@ from trivet.measure.job import job_from
 from trivet.measure.options import Options
 from trivet.measure.session import run_session
 
-QUICK: dict[str, Any] = {"rate": 40.0, "duration": "1s", "warmup": "0", "input_tokens": "20", "output_tokens": "8"}
+QUICK: dict[str, Any] = {"rate": 40.0, "duration": "1s", "warmup": "0"}
+QUICK_LENGTHS: dict[str, Any] = {"input_tokens": "20", "output_tokens": "8"}
 
 
 def bench(folder: Path, url: str, **options: Any) -> tuple[int, dict[str, Any]]:
-    """(exit status, JSON record). The load is QUICK unless the options say otherwise; a rate of 0 is none."""
-    given = {**QUICK, **options}
+    """(exit status, JSON record). The load is QUICK unless the options say otherwise; a rate of 0 is none.
+
+    A trace has its own lengths.
+    """
+    given = {**QUICK, **({} if "trace" in options else QUICK_LENGTHS), **options}
     if not given["rate"]:
         given["rate"] = None
     path = folder / "record.json"

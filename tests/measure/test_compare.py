@@ -106,6 +106,36 @@ def test_the_interval_of_a_rate_is_that_of_paired_rounds() -> None:
     assert alone.verdict == "no difference"
 
 
+def test_a_rate_that_only_one_has() -> None:
+    """With one round the interval is everything, whichever of the two has none."""
+
+    def goodput(a: float, b: float, num_rounds: int) -> Ratio:
+        sides = ([replace(figures_of(requests([]), 0.0, None), goodput=x)] * num_rounds for x in (a, b))
+        return {r.name: r for r in compare_rates(*sides)}["goodput"]
+
+    only_a, only_b = goodput(4.0, 0.0, 3), goodput(0.0, 4.0, 3)
+    assert (only_a.low, only_a.ratio, only_a.high, only_a.verdict) == (0.0, 0.0, 0.0, "only A")
+    assert (only_b.low, only_b.ratio, only_b.high, only_b.verdict) == (math.inf, math.inf, math.inf, "only B")
+    assert goodput(4.0, 0.0, 1).verdict == goodput(0.0, 4.0, 1).verdict == "no difference"
+    assert goodput(0.0, 0.0, 3).verdict == "not known"
+
+
+def test_requests_that_only_the_faster_target_had_count() -> None:
+    """In a closed loop B answers twice as many; its second halves are slow, and are in its quantiles."""
+    rng = np.random.default_rng(0)
+    a = [requests([exchange(i, i * 0.1, 0.1, [0.01]) for i in range(20)]) for _ in range(3)]
+    b = [
+        requests([exchange(i, i * 0.1, 0.1 if i < 20 else 0.3, [0.01 if i < 20 else 0.02]) for i in range(50)])
+        for _ in range(3)
+    ]
+    for first, second, swapped in ((a, b, False), (b, a, True)):
+        by_name = {ratio.name: ratio for ratio in compare(first, second, rng)}
+        for name, times in (("ttft p50", 3.0), ("itl p99", 2.0)):
+            ratio = by_name[name]
+            assert ratio.ratio == pytest.approx(1 / times if swapped else times)
+            assert ratio.low <= ratio.ratio <= ratio.high
+
+
 def test_a_long_comparison_is_quick() -> None:
     """Values are sorted once, and only their weights are drawn again."""
     rng = np.random.default_rng(0)

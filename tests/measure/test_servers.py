@@ -67,6 +67,17 @@ def test_chat(tmp_path: Path, scripted: Scripted, demo_path: Path) -> None:
     assert "prompts are not of the wished length" not in all_notes(run), "the template's tokens are counted in"
 
 
+def test_prompts_shorter_than_a_template_are_noted_or_refused(
+    tmp_path: Path, scripted: Scripted, demo_path: Path
+) -> None:
+    (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens\n0,1,4\n0.1,90,4\n")
+    url, chat = scripted(), {"endpoint": "chat", "tokenizer": [demo_path]}
+    run = only_run(tmp_path, url, rate=0, trace=tmp_path / "t.csv", duration=None, **chat)
+    assert "1 prompts of the trace are no longer than what the server adds to each" in all_notes(run)
+    with pytest.raises(ConfigError, match="`--input-tokens` is 1, but the server adds"):
+        only_run(tmp_path, url, input_tokens="1", **chat)
+
+
 def test_prompts_of_another_length_are_noted(tmp_path: Path, scripted: Scripted) -> None:
     """The probe's overhead is what it is on the probe; here the server counts 3 more on the run alone."""
     run = only_run(tmp_path, scripted(prompt_tokens_off=3))

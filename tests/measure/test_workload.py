@@ -97,7 +97,16 @@ def test_a_ramp_begins_after_the_warm_up() -> None:
     assert [profile.rate_at(s) for s in (0, 9.9, 20, 30, 99)] == [1, 1, 5, 9, 9]
 
 
-@pytest.mark.parametrize("bound", [{"duration_s": 30.0}, {"duration_s": None, "num_requests": 20}])
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"duration_s": 30.0},
+        {"duration_s": None, "num_requests": 20},
+        {"duration_s": 120.0, "num_requests": 20},
+        {"duration_s": 120.0, "num_requests": 20, "turns": 2},
+        {"duration_s": 30.0, "num_requests": 10_000},
+    ],
+)
 def test_a_spike_after_the_end_is_refused(bound: dict[str, Any]) -> None:
     spiked = Workload(rate=4.0, spike=10.0, spike_at_s=30.0, warmup_s=2.0, **bound)
     with pytest.raises(ConfigError, match="after its warm-up, but the spike begins at 30 s"):
@@ -114,8 +123,30 @@ def test_a_shared_prefix() -> None:
 
 def test_what_the_server_adds_is_left_out() -> None:
     assert {lengths(job)[0] for job in plan(Workload(rate=10.0), 0, overhead=6).jobs} == {250}
-    tiny = Workload(rate=10.0, input=Lengths(low=3, high=3))
-    assert {lengths(job)[0] for job in plan(tiny, 0, overhead=6).jobs} == {1}
+    short = Workload(rate=10.0, input=Lengths(low=7, high=7))
+    assert {lengths(job)[0] for job in plan(short, 0, overhead=6).jobs} == {1}
+
+
+def test_lengths_that_the_server_alone_exceeds_are_refused(tmp_path: Path) -> None:
+    tiny = Workload(rate=10.0, input=Lengths(low=6, high=90))
+    with pytest.raises(ConfigError, match=r"`--input-tokens` is 6\.\.90, but the server adds 6 tokens to each prompt"):
+        plan(tiny, 0, overhead=6)
+    (tmp_path / "s.csv").write_text("client,timestamp,rate,cv,pattern,param1,param2\n0,600,1.0,1.0,Gamma,1.0,0.04\n")
+    with pytest.raises(ConfigError, match="`--input-tokens` is"):
+        plan(replace(tiny, rate=None, trace=TraceChoice(path=tmp_path / "s.csv")), 0, overhead=6)
+
+
+def test_prompts_of_a_trace_are_made_longer_than_what_the_server_adds(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens,session\n0,6,4,a\n1,7,4,\n2,2,4,a\n")
+    planned = plan(Workload(trace=TraceChoice(path=tmp_path / "t.csv"), duration_s=None), 0, overhead=6)
+    assert [lengths(job) for job in planned.jobs] == [[1, 2], [1]]
+    assert planned.num_lengthened == 1 and planned.longest == 7 + 4 + 2 + 4
+
+
+def test_what_the_server_adds_to_each_turn_counts_for_the_longest() -> None:
+    chats = Workload(rate=10.0, turns=10)
+    alone = plan(chats, 0, overhead=6).longest
+    assert plan(chats, 0, overhead=6, turn_overhead=5).longest == alone + 9 * 5
 
 
 def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:
@@ -127,6 +158,24 @@ def test_a_trace_is_replayed_at_its_times(tmp_path: Path) -> None:
     assert planned.longest == 40 + 4, "of the chat it is 20 + 2 + 10 + 1"
     faster = plan(Workload(trace=TraceChoice(path=tmp_path / "t.csv", duration_s=8), rate=3.0, duration_s=None), 0)
     assert [turn.at_s for turn in faster.jobs[0].turns] == pytest.approx([0.0, 4 / 8])
+
+
+@pytest.mark.parametrize(("start_s", "duration_s"), [(0.0, None), (50.0, 20.0), (0.0, 200.0), (10.0, 40.0)])
+def test_the_asked_rate_is_sent_wherever_the_trace_ends(tmp_path: Path, start_s: float, duration_s: float) -> None:
+    rows = "".join(f"{i},4,4\n" for i in range(101))
+    (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens\n" + rows)
+    trace = TraceChoice(path=tmp_path / "t.csv", start_s=start_s, duration_s=duration_s)
+    planned = plan(Workload(trace=trace, rate=5.0, duration_s=None), 0)
+    gaps = {round(b.turns[0].at_s - a.turns[0].at_s, 2) for a, b in pairwise(planned.jobs)}
+    assert gaps == {0.2}
+
+
+@pytest.mark.parametrize(("start_s", "duration_s"), [(0.0, None), (300.0, 600.0), (0.0, 1200.0), (100.0, 400.0)])
+def test_the_asked_rate_is_that_of_a_servegen_trace_too(tmp_path: Path, start_s: float, duration_s: float) -> None:
+    (tmp_path / "s.csv").write_text("client,timestamp,rate,cv,pattern,param1,param2\n0,600,2.0,1.0,Gamma,1e4,0.04\n")
+    trace = TraceChoice(path=tmp_path / "s.csv", start_s=start_s, duration_s=duration_s)
+    planned = plan(Workload(trace=trace, rate=5.0, duration_s=None), 0)
+    assert planned.rate == pytest.approx(5.0, rel=0.02)
 
 
 def test_a_closed_loop_takes_a_trace_s_lengths_alone(tmp_path: Path) -> None:
@@ -162,6 +211,14 @@ def test_servegen_has_no_lengths_to_change(tmp_path: Path, change: dict[str, Any
     (tmp_path / "s.csv").write_text("client,timestamp,rate,cv,pattern,param1,param2\n0,600,1.0,1.0,Gamma,1.0,0.04\n")
     with pytest.raises(ConfigError, match="a ServeGen trace has no lengths"):
         plan(Workload(trace=TraceChoice(path=tmp_path / "s.csv", **change), duration_s=None), 0)
+
+
+@pytest.mark.parametrize("change", [{"input": Lengths(low=9, high=9)}, {"output": Lengths(low=9, high=9)}])
+def test_recorded_requests_have_their_own_lengths(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens\n0,40,4\n")
+    trace = TraceChoice(path=tmp_path / "t.csv")
+    with pytest.raises(ConfigError, match="`--input-tokens` and `--output-tokens` do nothing with a rows trace"):
+        plan(Workload(trace=trace, duration_s=None, **change), 0)
 
 
 def test_servegen_takes_the_lengths_of_the_workload(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from trivet.measure.messages import Job, Progress, Run
 from trivet.measure.metrics import Figures, figures_of
 from trivet.measure.outcomes import Outcome
-from trivet.measure.plan import Plan, plan
+from trivet.measure.plan import Plan
 from trivet.measure.probe import Probed
 from trivet.measure.results import Requests
 from trivet.measure.slo import Slo
@@ -77,7 +77,7 @@ class Bench:
                 await self._workers.set_up(probed.setup(number))
             self._is_set_up = True
         probed = self.targets[target]
-        planned = plan(workload, seed, overhead=probed.dialect.overhead)
+        planned = probed.plan(workload, seed)
         probed.check_fits(planned)
         runs = self._shares(workload, planned, target, seed if prompts is None else prompts)
         measured = await self._workers.run(runs, lambda progress: self._on_progress(planned, progress))
@@ -100,7 +100,7 @@ class Bench:
             client=client,
             notes=(
                 *probed.notes,
-                *notes_of(results, requests, figures, is_late=bool(client.problems), left_out=planned.left_out),
+                *notes_of(results, requests, figures, planned, is_late=bool(client.problems)),
             ),
             examples={Outcome(kind).name: text for r in reversed(results) for kind, text in r.examples.items()},
             interrupted=self.interrupted,

@@ -1,8 +1,9 @@
 """Targets against each other: the same load on each in turn, round after round, and ratios with intervals.
 
 Rounds pair the targets: what a round does to one (another tenant of the machine, a hot CPU) it does to the others.
-The bootstrap draws rounds, then requests inside a round, the same for both; with few rounds its intervals are too
-narrow, which is corrected with Student's t and the lost degree of freedom. Throughput, attainment and goodput are one
+The bootstrap draws rounds, the same for both, then requests inside a round: the same for both where they had as many,
+else (the faster has more in a closed loop) those of each by themselves. With few rounds its intervals are too narrow,
+which is corrected with Student's t and the lost degree of freedom. Throughput, attainment and goodput are one
 number a round, and so are compared round by round. "No difference" is said where the interval holds 1.
 """
 
@@ -69,12 +70,11 @@ def compare(a: Sequence[Requests], b: Sequence[Requests], rng: np.random.Generat
         ("tpot", lambda r: _each(r, tpot_s(r))),
         ("e2e", lambda r: _each(r, e2e_s(r))),
     ]
-    nums = [min(len(x), len(y)) for x, y in zip(a, b, strict=True)]  # one may have been stopped early
+    nums_a, nums_b = ([len(r) for r in side] for side in (a, b))
     found = []
     for name, values in kinds:
-        found += _latency_ratios(
-            name, _Side([values(r) for r in a], nums), _Side([values(r) for r in b], nums), nums, rng
-        )
+        sides = _Side([values(r) for r in a], nums_a), _Side([values(r) for r in b], nums_b)
+        found += _latency_ratios(name, *sides, rng)
     return [*found, _answered(a, b)]
 
 
@@ -98,6 +98,9 @@ def _ratio_of_means(name: str, kind: Literal["share", "rate"], pairs: Floats) ->
     """The ratio of the means over rounds, with the interval of paired rounds (the delta method, Student's t)."""
     num = len(pairs)
     a, b = (float(mean) for mean in pairs.mean(axis=0))
+    if a == 0 < b:  # as where B has none: of one round alone nothing is known
+        low = math.inf if num > 1 else 0.0
+        return Ratio(name=name, kind=kind, a=a, b=b, ratio=math.inf, low=low, high=math.inf)
     if not a > 0:
         return Ratio(name=name, kind=kind, a=a, b=b, ratio=math.nan, low=math.nan, high=math.nan)
     ratio, half = b / a, math.inf
@@ -127,13 +130,13 @@ class _Side:
     """One target's values of all rounds, sorted once; requests are numbered through all rounds."""
 
     def __init__(self, rounds: Sequence[_Values], nums: Sequence[int]) -> None:
-        """`nums`: how many requests of each round count."""
-        firsts = np.cumsum([0, *nums])
-        kept = [
-            (values[owners < num], weights[owners < num], owners[owners < num] + first)
-            for (values, weights, owners), num, first in zip(rounds, nums, firsts, strict=False)
+        """`nums`: how many requests each round has."""
+        self.nums, self.firsts = nums, np.cumsum([0, *nums])
+        numbered = [
+            (values, weights, owners + first)
+            for (values, weights, owners), first in zip(rounds, self.firsts[:-1], strict=True)
         ]
-        values, weights, owners = (np.concatenate(parts) if parts else np.zeros(0) for parts in zip(*kept, strict=True))
+        values, weights, owners = (np.concatenate(parts) for parts in zip(*numbered, strict=True))
         order = np.argsort(values, kind="stable")
         self.ordered, self.weights, self.owners = values[order], weights[order], owners[order]
 
@@ -143,23 +146,28 @@ class _Side:
         return weighted_quantiles(self.ordered, weights, RANKS) if weights.any() else np.full(len(RANKS), math.nan)
 
 
-def _latency_ratios(name: str, a: _Side, b: _Side, nums: Sequence[int], rng: np.random.Generator) -> list[Ratio]:
-    """RANKS of one kind of latency; rounds are drawn, then requests inside each, the same for both sides."""
-    firsts = np.cumsum([0, *nums])
-    points = [side.quantiles(np.ones(firsts[-1])) for side in (a, b)]
+def _latency_ratios(name: str, a: _Side, b: _Side, rng: np.random.Generator) -> list[Ratio]:
+    """RANKS of one kind of latency; rounds are drawn for both sides, then requests inside each."""
+    num_rounds = len(a.nums)
+    points = [side.quantiles(np.ones(side.firsts[-1])) for side in (a, b)]
     drawn = []
     for _ in range(num_resamples(len(a.ordered) + len(b.ordered))):
-        times = np.zeros(firsts[-1])
-        for i in rng.integers(0, len(nums), len(nums)).tolist():
-            times[firsts[i] : firsts[i + 1]] += np.bincount(
-                rng.integers(0, max(1, nums[i]), nums[i]), minlength=nums[i]
-            )
-        drawn.append([side.quantiles(times) for side in (a, b)])
-    wider = _correction(len(nums))
+        times_a, times_b = np.zeros(a.firsts[-1]), np.zeros(b.firsts[-1])
+        for i in rng.integers(0, num_rounds, num_rounds).tolist():
+            times = _drawn_times(a.nums[i], rng)
+            times_a[a.firsts[i] : a.firsts[i + 1]] += times
+            times_b[b.firsts[i] : b.firsts[i + 1]] += times if a.nums[i] == b.nums[i] else _drawn_times(b.nums[i], rng)
+        drawn.append([a.quantiles(times_a), b.quantiles(times_b)])
+    wider = _correction(num_rounds)
     return [
         _interval(f"{name} p{100 * q:.0f}", float(points[0][i]), float(points[1][i]), np.array(drawn)[:, :, i], wider)
         for i, q in enumerate(RANKS)
     ]
+
+
+def _drawn_times(num: int, rng: np.random.Generator) -> NDArray[Any]:
+    """How often each of so many requests is drawn."""
+    return np.bincount(rng.integers(0, max(1, num), num), minlength=num)
 
 
 def _interval(name: str, a: float, b: float, drawn: Floats, wider: float) -> Ratio:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,12 @@ import numpy as np
 from trivet.errors import ConfigError
 from trivet.measure.arrivals import unit_gaps
 from trivet.measure.messages import Block, Job, Turn
-from trivet.measure.servegen import WINDOW_S, client_times, read_clients
+from trivet.measure.servegen import WINDOW_S, client_times, covered_seconds, read_clients
 from trivet.measure.traces import TraceFormat, TraceRow, cut_window, detect_format, read_rows, scale_lengths
 from trivet.measure.workload import TraceChoice, Workload
 
 SHARED_KEY = 0  # of the beginning that all made-up prompts share; traces have their own keys from 1 on
+USUAL = Workload()
 CLOSED_LOOP_JOBS = 4096  # made beforehand; after that the same lengths come again, with other prompts
 
 
@@ -32,6 +34,7 @@ class Plan:
     mean_output: float
     longest: int  # tokens of prompt and answer of the longest request
     left_out: int = 0  # later turns of chats, beyond the run's end or its number of requests
+    num_lengthened: int = 0  # prompts of a trace that are no longer than what the server adds
 
     @property
     def rate(self) -> float:
@@ -39,8 +42,11 @@ class Plan:
         return self.num_requests / self.span_s if self.span_s else 0.0
 
 
-def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
-    """The jobs. `overhead`: prompt tokens that the server adds; the prompts are made shorter by as many."""
+def plan(workload: Workload, seed: int, *, overhead: int = 0, turn_overhead: int = 0) -> Plan:
+    """The jobs. `overhead`: prompt tokens that the server adds; the prompts are made shorter by as many.
+
+    `turn_overhead`: what it adds to each further turn of a chat, beside the turn's own length.
+    """
     rng = np.random.default_rng([seed, 1])
     chats = _from_trace(workload, seed) if workload.trace is not None else _made_up(workload, rng)
     whole = chats
@@ -49,9 +55,11 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
         if workload.num_requests is not None:
             num_warm = sum(len(chat) for chat in chats if chat[0].time_s < workload.warmup_s)
             chats = _first_requests(chats, num_warm + workload.num_requests)
+        _check_spike(workload, chats)
     if not chats:
         raise ConfigError("no request falls into this run", hint="make it longer, or the rate higher")
-    jobs, index = [], 0
+    _check_overhead(workload, overhead)
+    jobs, index, num_lengthened = [], 0, 0
     names: dict[tuple[str, str], int] = {}
     for chat in chats:
         turns = []
@@ -61,6 +69,7 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
             blocks = [] if row.prompt is not None else _blocks(row, length, index + i, names)
             turns.append(Turn(row.output_len, blocks, row.time_s, think_s, row.prompt))
         jobs.append(Job(index, turns))
+        num_lengthened += chat[0].prompt is None and chat[0].input_len <= overhead
         index += len(chat)
     rows = [row for chat in chats for row in chat]
     return Plan(
@@ -68,8 +77,9 @@ def plan(workload: Workload, seed: int, *, overhead: int = 0) -> Plan:
         num_requests=len(rows),
         span_s=0.0 if workload.concurrency else max([_span(workload), *(chat[0].time_s for chat in chats)]),
         mean_output=sum(row.output_len for row in rows) / len(rows),
-        longest=max(sum(row.input_len + row.output_len for row in chat) for chat in chats),
+        longest=max(_whole_len(chat, overhead, turn_overhead) for chat in chats),
         left_out=sum(len(chat) for chat in whole[: len(chats)]) - len(rows),
+        num_lengthened=num_lengthened,
     )
 
 
@@ -88,6 +98,23 @@ def check_fits(planned: Plan, max_len: int | None, model: str, *, takes_texts: b
             hint="shorten them with `--input-tokens`, `--output-tokens` or `--turns`; those of a trace with "
             "`--max-input`, `--max-output` or `--length-scale`",
         )
+
+
+def _check_overhead(workload: Workload, overhead: int) -> None:
+    """Raises ConfigError if prompts of the wished lengths leave no place for what the server adds."""
+    has_own_lengths = workload.trace is not None and _kind(workload.trace) != "servegen"
+    if not has_own_lengths and workload.input.low <= overhead:
+        raise ConfigError(
+            f"`--input-tokens` is {workload.input}, but the server adds {overhead:,} tokens to each prompt",
+            hint=f"such as the template of a chat; ask for {overhead + 1:,} tokens or more",
+        )
+
+
+def _whole_len(chat: Sequence[TraceRow], overhead: int, turn_overhead: int) -> int:
+    """Tokens of the chat's last request with its answer."""
+    first_len = max(chat[0].input_len, overhead + 1)
+    later = sum(row.input_len + turn_overhead for row in chat[1:])
+    return first_len + later + sum(row.output_len for row in chat)
 
 
 def _span(workload: Workload) -> float:
@@ -123,19 +150,28 @@ def _times(workload: Workload, rng: np.random.Generator) -> list[float]:
     """Begins of chats, until the run's time is over or there are enough of them."""
     arriving = workload.profile().times(unit_gaps(workload.process, rng, cv=workload.cv))
     if workload.duration_s is not None:
-        times, end_s = list(takewhile(lambda time_s: time_s < workload.end_s, arriving)), workload.end_s
-    else:
-        times, counted, end_s = [], 0, 0.0
-        while counted < (workload.num_requests or 0):
-            times.append(end_s := next(arriving))
-            counted += workload.turns if end_s >= workload.warmup_s else 0
-    if workload.spike is not None and end_s <= workload.warmup_s + workload.spike_at_s:
+        return list(takewhile(lambda time_s: time_s < workload.end_s, arriving))
+    times: list[float] = []
+    counted = 0
+    while counted < (workload.num_requests or 0):
+        times.append(next(arriving))
+        counted += workload.turns if times[-1] >= workload.warmup_s else 0
+    return times
+
+
+def _check_spike(workload: Workload, chats: Sequence[list[TraceRow]]) -> None:
+    """Raises ConfigError if the last of the chats that are kept begins before the spike does."""
+    if workload.spike is None:
+        return
+    counted = sum(len(chat) for chat in chats if chat[0].time_s >= workload.warmup_s)
+    is_cut = workload.num_requests is not None and counted >= workload.num_requests
+    end_s = chats[-1][0].time_s if is_cut else workload.end_s
+    if end_s <= workload.warmup_s + workload.spike_at_s:
         raise ConfigError(
             f"the run ends {end_s - workload.warmup_s:.3g} s after its warm-up, but the spike begins at "
             f"{workload.spike_at_s:g} s",
             hint="make the run longer, or `--spike-at` earlier",
         )
-    return times
 
 
 def _think_s(workload: Workload) -> float:
@@ -152,20 +188,27 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
     """The trace's window as chats, at scaled times."""
     trace = workload.trace
     assert trace is not None
-    kind = trace.kind or detect_format(trace.path)
+    kind = _kind(trace)
     if kind == "servegen":
         if trace.length_scale != 1 or trace.max_input or trace.max_output:
             raise ConfigError(
                 "a ServeGen trace has no lengths that `--length-scale`, `--max-input` or `--max-output` could change",
                 hint="its lengths are those of `--input-tokens` and `--output-tokens`",
             )
-        rows = _servegen_rows(workload, trace, seed)
+        rows, covered_s = _servegen_rows(workload, trace, seed)
     else:
-        rows = cut_window(_read_once(trace.path, kind, seed), trace.start_s, trace.duration_s)
+        if (workload.input, workload.output) != (USUAL.input, USUAL.output):
+            raise ConfigError(
+                f"`--input-tokens` and `--output-tokens` do nothing with a {kind} trace: it has its own lengths",
+                hint="change them with `--length-scale`, `--max-input` or `--max-output`",
+            )
+        recorded = _read_once(trace.path, kind, seed)
+        rows = cut_window(recorded, trace.start_s, trace.duration_s)
+        covered_s = min(trace.duration_s or math.inf, recorded[-1].time_s - trace.start_s)
         rows = [scale_lengths(row, trace.length_scale, trace.max_input, trace.max_output) for row in rows]
     scale = trace.time_scale
     if workload.rate is not None and len(rows) > 1:
-        scale = len(rows) / workload.rate / (trace.duration_s or rows[-1].time_s or 1.0)
+        scale = len(rows) / workload.rate / (covered_s or 1.0)  # the trace may end before its window does
     chats: dict[str, list[TraceRow]] = defaultdict(list)
     for i, row in enumerate(rows):
         chats[f"row {i}" if row.session is None else f"session {row.session}"].append(
@@ -176,18 +219,27 @@ def _from_trace(workload: Workload, seed: int) -> list[list[TraceRow]]:
     return [chat for chat in chats.values() if chat[0].time_s < workload.end_s]
 
 
+def _kind(trace: TraceChoice) -> TraceFormat:
+    return trace.kind or detect_format(trace.path)
+
+
 @lru_cache(maxsize=4)
 def _read_once(path: Path, kind: TraceFormat, seed: int) -> list[TraceRow]:
     """The rows of a file, which several plans of one session are made of."""
     return read_rows(path, kind, seed=seed)
 
 
-def _servegen_rows(workload: Workload, trace: TraceChoice, seed: int) -> list[TraceRow]:
-    """Requests drawn from a ServeGen file's processes; lengths are those of the workload, as the file has none."""
-    times = client_times(read_clients(trace.path), trace.start_s, trace.duration_s or WINDOW_S, seed=seed)
+def _servegen_rows(workload: Workload, trace: TraceChoice, seed: int) -> tuple[list[TraceRow], float]:
+    """Requests drawn from a ServeGen file's processes, and the seconds of the window that the file covers.
+
+    Lengths are those of the workload, as the file has none.
+    """
+    clients, duration_s = read_clients(trace.path), trace.duration_s or WINDOW_S
+    times = client_times(clients, trace.start_s, duration_s, seed=seed)
     rng = np.random.default_rng([seed, 7])
     lengths = zip(times, workload.input.draw(len(times), rng), workload.output.draw(len(times), rng), strict=True)
-    return [TraceRow(time_s=time_s, input_len=n, output_len=m) for (time_s, _), n, m in lengths]
+    rows = [TraceRow(time_s=time_s, input_len=n, output_len=m) for (time_s, _), n, m in lengths]
+    return rows, min(duration_s, covered_seconds(clients) - trace.start_s)
 
 
 def _first_requests(chats: Sequence[list[TraceRow]], num: int) -> list[list[TraceRow]]:

@@ -18,8 +18,9 @@ from trivet.measure.bodies import BodyMaker
 from trivet.measure.messages import Dialect, Setup, Turn
 from trivet.measure.outcomes import Exchange, Outcome
 from trivet.measure.pieces import Form, pieces_from_server, pieces_from_tokenizer, tokenizer_folder
-from trivet.measure.plan import Plan, check_fits
+from trivet.measure.plan import Plan, check_fits, plan
 from trivet.measure.target import ServedModel, Target, ask, choose_model, connected, served_models
+from trivet.measure.workload import Workload
 
 PROBE_LEN = 16
 PATHS = {"completions": "completions", "chat": "chat/completions"}
@@ -54,6 +55,10 @@ class Probed:
     notes: tuple[str, ...]
     timeout_s: float
     tokenizer: Path | None  # its folder; None: the server told its ids
+
+    def plan(self, workload: Workload, seed: int) -> Plan:
+        """The jobs for this target, whose own tokens are taken off."""
+        return plan(workload, seed, overhead=self.dialect.overhead, turn_overhead=self.dialect.turn_overhead)
 
     def check_fits(self, planned: Plan) -> None:
         """Raises ConfigError if a request of the plan cannot be asked of this target."""

@@ -57,6 +57,12 @@ def read_clients(path: Path) -> dict[str, list[ClientWindow]]:
     return dict(clients)
 
 
+def covered_seconds(clients: dict[str, list[ClientWindow]]) -> float:
+    """From the begin of the file's first window to the end of its last."""
+    windows = [window.start_s for client in clients.values() for window in client]
+    return max(windows) + WINDOW_S - min(windows)
+
+
 def client_times(
     clients: dict[str, list[ClientWindow]], start_s: float, duration_s: float, *, seed: int
 ) -> list[tuple[float, str]]:

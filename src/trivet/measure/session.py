@@ -58,7 +58,7 @@ def run_session(job: BenchJob, *, command: Sequence[str], measure_limits: Callab
     targets = tuple(probe(target, asked) for target, asked in zip(job.targets, job.asked, strict=True))
     for workload in job.workloads:
         for probed in targets:
-            planned = plan(workload, job.seed, overhead=probed.dialect.overhead)
+            planned = probed.plan(workload, job.seed)
             probed.check_fits(planned)
     session = Session(job, targets, out)
     record = header(command, job, targets)

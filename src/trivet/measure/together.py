@@ -30,6 +30,7 @@ def _check_exclusions(options: Options) -> None:
     shaped, chats = ramps or spikes, options.turns > 1
     traced, searched, swept = options.trace is not None, options.find_capacity, options.sweep is not None
     sweeps_places = (options.sweep or "").startswith("concurrency")
+    arrives = options.arrivals != Options().arrivals
     scaled = has_rate or closed or searched or swept
     for what, both, instead in (
         ("--sweep, --find-capacity and --compare", modes > 1, "do one of them at a time"),
@@ -41,8 +42,17 @@ def _check_exclusions(options: Options) -> None:
         ("`--sweep` and `--concurrency`", swept and closed, "name all values in `--sweep`"),
         ("`--find-capacity` and `--concurrency`", searched and closed, "capacity is an open-loop rate"),
         ("`--find-capacity` and `--ramp-to`", searched and ramps, "capacity is a steady rate"),
+        ("`--find-capacity` and `--spike`", searched and spikes, "capacity is a steady rate"),
+        ("`--find-capacity` and `--require`", searched and options.require is not None, "its share is `--attainment`"),
         ("`--find-capacity` and `--turns`", searched and chats, "a chat's later turns wait for answers"),
         ("`--trace` and a rate that changes", traced and shaped, "a trace has its own times"),
+        ("`--trace` and `--arrivals`", traced and arrives, "a trace has its own times"),
+        ("`--concurrency` and `--arrivals`", closed and arrives, "a closed loop has no arrivals"),
+        (
+            "`--sweep concurrency` and `--arrivals`",
+            sweeps_places and arrives,
+            "a closed loop sends when it is answered",
+        ),
         ("`--trace` and `--turns`", traced and chats, "a trace has its own chats"),
         ("`--trace` and `--shared-prefix`", traced and options.shared_prefix > 0, "a trace has its own prefixes"),
         ("`--time-scale` and a rate", scaled and options.time_scale != 1, "a trace's times are scaled to the rate"),

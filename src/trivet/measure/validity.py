@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trivet.measure.messages import Result
 from trivet.measure.metrics import QUANTILES, Figures, Latency
 from trivet.measure.outcomes import Outcome
+from trivet.measure.plan import Plan
 from trivet.measure.results import Requests
 from trivet.measure.statistics import weighted_quantiles
 from trivet.measure.units import show_seconds
@@ -67,12 +68,14 @@ def client_state(results: Sequence[Result], requests: Requests, figures: Figures
 
 
 def notes_of(
-    results: Sequence[Result], requests: Requests, figures: Figures, *, is_late: bool = False, left_out: int = 0
+    results: Sequence[Result],
+    requests: Requests,
+    figures: Figures,
+    planned: Plan | None = None,
+    *,
+    is_late: bool = False,
 ) -> list[str]:
-    """What a reader must know of how the server answered, one sentence each; `is_late`: this client was.
-
-    `left_out`: later turns that the plan had no place for.
-    """
+    """What a reader must know of how the server answered, one sentence each; `is_late`: this client was."""
     ok = requests.where(requests.is_ok)
     notes: list[str] = []
     if len(ok):
@@ -88,7 +91,12 @@ def notes_of(
     notes += _refusals(requests)
     if lost := figures.failures.get(Outcome.abandoned.name):
         notes.append(f"{lost:,} later turns were not sent, as their chat had failed before: they miss every limit")
-    if beyond := left_out + sum(r.beyond for r in results):
+    if planned is not None and planned.num_lengthened:
+        notes.append(
+            f"{planned.num_lengthened:,} prompts of the trace are no longer than what the server adds to each: "
+            "they are sent with one token beside it, and so are longer than the trace says"
+        )
+    if beyond := (planned.left_out if planned is not None else 0) + sum(r.beyond for r in results):
         notes.append(f"{beyond:,} later turns of chats are beyond the run's end: they were not sent and do not count")
     not_sent = sum(r.not_sent for r in results)
     if figures.num_cut or not_sent:
