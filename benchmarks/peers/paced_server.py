@@ -1,8 +1,10 @@
-"""A server that keeps a schedule and computes nothing: `python -m benchmarks.peers.paced_server TOKENIZER_FOLDER`.
+"""A server that keeps a schedule and computes nothing.
+
+    python -m benchmarks.peers.paced_server TOKENIZER_FOLDER [SLOWER]
 
 Two clients can only be compared on a server that neither slows down. Request n has its first token after TTFT_S[n % 5]
-and each further one ITL_S later, one event a token; prompts are counted with the tokenizer. It prints its port as
-`trivet serve --json` does.
+and each further one ITL_S later, both times SLOWER, one event a token; prompts are counted with the tokenizer. It
+prints its port as `trivet serve --json` does.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def event(choices: list[dict[str, Any]], usage: dict[str, int]) -> bytes:
     return f"data: {json.dumps({**body, 'usage': usage})}\n\n".encode()
 
 
-def application(tokenizer: Tokenizer) -> Starlette:
+def application(tokenizer: Tokenizer, slower: float) -> Starlette:
     """The endpoints that load generators need."""
     numbers = itertools.count()
 
@@ -47,7 +49,7 @@ def application(tokenizer: Tokenizer) -> Starlette:
     async def stream(begin_s: float, ttft_s: float, num_prompt: int, num_tokens: int) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
         for i in range(num_tokens):
-            await asyncio.sleep(begin_s + ttft_s + i * ITL_S - loop.time())
+            await asyncio.sleep(begin_s + slower * (ttft_s + i * ITL_S) - loop.time())
             usage = {"prompt_tokens": num_prompt, "completion_tokens": i + 1, "total_tokens": num_prompt + i + 1}
             reason = "length" if i + 1 == num_tokens else None
             yield event([{"index": 0, "text": " a", "finish_reason": reason, "logprobs": None}], usage)
@@ -68,10 +70,12 @@ def application(tokenizer: Tokenizer) -> Starlette:
 
 def main() -> None:
     tokenizer = Tokenizer.from_file(str(Path(sys.argv[1]) / "tokenizer.json"))
+    slower = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     print(json.dumps({"event": "ready", "url": url, "model": MODEL}), flush=True)
-    uvicorn.Server(uvicorn.Config(application(tokenizer), log_level="error", loop="uvloop")).run(sockets=[listener])
+    config = uvicorn.Config(application(tokenizer, slower), log_level="error", loop="uvloop")
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -18,15 +18,15 @@ struct Tier {
   Kernels table;
 };
 
-// A tiny product of each kind, in few and in many rows, must equal the baseline's to the bit.
+// A small product of each kind, of as many rows as each path of a tier takes, must equal the baseline's to the bit.
 bool self_test(const Kernels& candidate, bool amx) {
-  constexpr size_t k = 64, rows = 33, panels = 2;
+  constexpr size_t k = 128, rows = 33, panels = 4, outputs = 16 * panels;
   alignas(64) static uint8_t codes[panels * 32 * k];
   alignas(64) static uint8_t x[64 * k * 2];
   alignas(64) static uint8_t scratch[linear_scratch_bytes(k)];
   static int8_t multipliers[panels * k / 2];
-  static float scales[16 * panels], row_scales[64], want[rows * 32], got[rows * 32];
-  static int32_t colsum[16 * panels];
+  static float scales[outputs], row_scales[64], want[rows * outputs], got[rows * outputs];
+  static int32_t colsum[outputs];
   const Kernels base = baseline_table();
   uint32_t state = 1;
   auto random = [&] { return (state = state * 1664525u + 1013904223u) >> 16; };
@@ -34,7 +34,7 @@ bool self_test(const Kernels& candidate, bool amx) {
   for (auto& s : row_scales) s = 0.02f;
   for (auto& m : multipliers) m = int8_t((1 + random() % 15) * (random() % 2 ? 1 : -1));
   for (int kind = 0; kind < 3; ++kind) {
-    Linear w{LinearKind(kind), 32, k, 32, k, codes, multipliers, scales, colsum, nullptr};
+    Linear w{LinearKind(kind), outputs, k, outputs, k, codes, multipliers, scales, colsum, nullptr};
     uint16_t* half = reinterpret_cast<uint16_t*>(codes);
     uint16_t* half_x = reinterpret_cast<uint16_t*>(x);
     if (kind == 0) {  // bf16 numbers in +-[0.5, 2)
@@ -45,28 +45,28 @@ bool self_test(const Kernels& candidate, bool amx) {
       if (kind == 1)
         for (auto& c : codes) c = uint8_t(int(random() % 241) - 120);
       for (auto& v : x) v = uint8_t(int(random() % 255) - 127);
-      for (size_t n = 0; n < 32; ++n) {
+      for (size_t n = 0; n < outputs; ++n) {
         int32_t sum = 0;
         for (size_t i = 0; i < k; ++i) {
-          const size_t r = i % 64 / 4, c = n % 16, e = i % 4;
+          const size_t panel = n / 16, chunk = i / 64, r = i % 64 / 4, c = n % 16, e = i % 4;
           if (kind == 1) {
-            sum += int8_t(codes[(n / 16) * 16 * k + r * 64 + c * 4 + e]);
+            sum += int8_t(codes[panel * 16 * k + chunk * 1024 + r * 64 + c * 4 + e]);
           } else {
-            const uint8_t byte = codes[(n / 16) * 8 * k + (r % 8) * 64 + c * 4 + e];
-            sum += ((r < 8 ? byte & 15 : byte >> 4) - 8) * multipliers[(n / 16) * k / 2 + r / 8 * 16 + c];
+            const uint8_t byte = codes[panel * 8 * k + chunk * 512 + (r % 8) * 64 + c * 4 + e];
+            sum += ((r < 8 ? byte & 15 : byte >> 4) - 8) * multipliers[panel * k / 2 + chunk * 32 + r / 8 * 16 + c];
           }
         }
         colsum[n] = sum;
       }
     }
-    for (size_t num : {size_t(1), size_t(7), rows}) {
+    for (size_t num : {size_t(1), size_t(7), size_t(20), rows}) {
       const Rows in{num, k, x, row_scales};
-      base.linear[kind](w, in, 0, 2, {Epilogue::kStore, want, 32}, scratch);
+      base.linear[kind](w, in, 0, panels, {Epilogue::kStore, want, outputs}, scratch);
       std::memset(got, 0, sizeof got);
       if (amx) amx_tiles_begin();
-      candidate.linear[kind](w, in, 0, 2, {Epilogue::kStore, got, 32}, scratch);
+      candidate.linear[kind](w, in, 0, panels, {Epilogue::kStore, got, outputs}, scratch);
       if (amx) amx_tiles_end();
-      if (std::memcmp(want, got, num * 32 * sizeof(float)) != 0) return false;
+      if (std::memcmp(want, got, num * outputs * sizeof(float)) != 0) return false;
     }
   }
   return true;
@@ -85,7 +85,7 @@ bool self_test_attention(const Kernels& candidate, bool amx) {
   const int32_t table[blocks] = {4, 2, 0, 3, 1};
   int32_t position[most_rows] = {3, 40, 127, 128, 159};
   for (size_t r = 5; r < most_rows; ++r) position[r] = int32_t(random() % keys);
-  for (const bool int8 : {false, true}) {  // the same bytes: codes, and scales of any size
+  for (const bool int8 : {false, true}) {  // the same bytes, read as codes and as scales
     const KvView view{reinterpret_cast<uint8_t*>(kv), 64 * pp * 2, 32, pp, int8};
     for (const size_t rows : {size_t(5), most_rows}) {
       AttendItem item{q, rows, position, table, view, 0.25f, 0, keys};

@@ -133,9 +133,10 @@ def test_a_run_that_is_invalid_is_made_again(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_paced_server_keeps_its_schedule(cache_dir: Path) -> None:
     tokenizer = Path(trivet.__file__).parent / "bundled" / "demo"
     args = argparse.Namespace(rate=5.0, requests=5, prompt=16, output=5, tokenizer=tokenizer)
-    command = [sys.executable, "-m", "benchmarks.peers.paced_server", str(tokenizer)]
+    slower = 8  # a run is valid where the client is late by little of these times, and a busy machine makes it late
+    command = [sys.executable, "-m", "benchmarks.peers.paced_server", str(tokenizer), str(slower)]
     with started(command) as server:
         figures = load_generators.run_ours(server, args, 1)
     assert figures["answered"] == 5
-    assert paced_server.TTFT_S[2] <= figures["ttft p50"] < paced_server.TTFT_S[2] + 0.2
-    assert abs(figures["tpot p50"] / paced_server.ITL_S - 1) < 0.5
+    assert slower * paced_server.TTFT_S[2] <= figures["ttft p50"] < slower * paced_server.TTFT_S[2] + 0.2
+    assert abs(figures["tpot p50"] / (slower * paced_server.ITL_S) - 1) < 0.2

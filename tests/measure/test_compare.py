@@ -89,7 +89,8 @@ def test_rates_are_compared_round_by_round() -> None:
     by_name = {ratio.name: ratio for ratio in compare_rates(a, b)}
     assert list(by_name) == ["output tokens/s", "requests/s", "attainment", "goodput"]
     assert by_name["output tokens/s"].verdict == "no difference"
-    slow = {ratio.name: ratio for ratio in compare_rates(a, [figures(rng, 5.0) for _ in range(3)])}
+    a, b = ([figures(rng, level) for _ in range(3)] for level in (0.9, 5.0))
+    slow = {ratio.name: ratio for ratio in compare_rates(a, b)}
     assert slow["attainment"].verdict == slow["goodput"].verdict == "only A"
 
 
@@ -118,6 +119,10 @@ def test_a_rate_that_only_one_has() -> None:
     assert (only_b.low, only_b.ratio, only_b.high, only_b.verdict) == (math.inf, math.inf, math.inf, "only B")
     assert goodput(4.0, 0.0, 1).verdict == goodput(0.0, 4.0, 1).verdict == "no difference"
     assert goodput(0.0, 0.0, 3).verdict == "not known"
+    lucky = [replace(figures_of(requests([]), 0.0, None), goodput=x) for x in (0.01, 0.0)]
+    none = [replace(figures_of(requests([]), 0.0, None), goodput=0.0)] * 2
+    for sides in ((lucky, none), (none, lucky)):
+        assert {r.name: r for r in compare_rates(*sides)}["goodput"].verdict == "no difference", "one round had any"
 
 
 def test_requests_that_only_the_faster_target_had_count() -> None:

@@ -73,7 +73,7 @@ def test_prompts_shorter_than_a_template_are_noted_or_refused(
     (tmp_path / "t.csv").write_text("time_s,input_tokens,output_tokens\n0,1,4\n0.1,90,4\n")
     url, chat = scripted(), {"endpoint": "chat", "tokenizer": [demo_path]}
     run = only_run(tmp_path, url, rate=0, trace=tmp_path / "t.csv", duration=None, **chat)
-    assert "1 prompts of the trace are no longer than what the server adds to each" in all_notes(run)
+    assert "of the trace's prompts 1 are no longer than what the server adds to each" in all_notes(run)
     with pytest.raises(ConfigError, match="`--input-tokens` is 1, but the server adds"):
         only_run(tmp_path, url, input_tokens="1", **chat)
 

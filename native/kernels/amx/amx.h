@@ -6,6 +6,11 @@
 
 #include "trivet/kernels.h"
 
+namespace trivet {
+// What was stored is in memory from here on: to the compiler a tile load reads nothing, so it might store later.
+inline void stored() { asm volatile("" : : : "memory"); }
+}  // namespace trivet
+
 namespace trivet::amx {
 
 void linear_i8(const Linear&, const Rows&, size_t, size_t, const Output&, uint8_t*);

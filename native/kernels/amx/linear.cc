@@ -82,6 +82,7 @@ TRIVET_INLINE void block_i4(const uint8_t* a, size_t lda, const Linear& w, size_
       _mm_prefetch(reinterpret_cast<const char*>(m + kPanels * (w.kp / 2)), _MM_HINT_T0);
       unpack_tile<0>(codes, m, unpacked + 4096 * (i % 2) + 1024 * p);
     }
+    stored();
   };
   _tile_zero(0);
   _tile_zero(1);
@@ -329,6 +330,7 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
     const uint8_t* b = w.codes + p * panel_bytes;
     if (kUnpack) {
       unpack_i4<0>(w, p, 2, unpacked);
+      stored();
       b = unpacked;
     }
     const bool is_cold = !kUnpack && (blocks == 1 || p == begin);
@@ -355,6 +357,7 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
   const uint8_t* b = w.codes + p * panel_bytes;
   if (kUnpack) {
     unpack_i4<0>(w, p, 1, unpacked);
+    stored();
     b = unpacked;
   }
   for (size_t row = 0; row < x.num; row += 16) {
@@ -374,6 +377,7 @@ void one_tile_of_rows(const Linear& w, const Rows& x, size_t begin, size_t end, 
     const uint8_t* b = w.codes + p * panel_bytes;
     if (kUnpack && panels < 4) {
       unpack_i4<0>(w, p, panels, unpacked);
+      stored();
       b = unpacked;
     }
     if (kUnpack && panels == 4)

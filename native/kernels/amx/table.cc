@@ -13,6 +13,7 @@ namespace {
 // meanwhile(i) is called on the way.
 template <bool kTwo, bool kAdd, class B, class F>
 TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_t ldb, float* c, size_t ldc, F&& meanwhile) {
+  stored();
   if (kAdd) {
     _tile_loadd(0, c, 4 * ldc);
     _tile_loadd(1, c + 16, 4 * ldc);

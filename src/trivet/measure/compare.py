@@ -98,16 +98,24 @@ def _ratio_of_means(name: str, kind: Literal["share", "rate"], pairs: Floats) ->
     """The ratio of the means over rounds, with the interval of paired rounds (the delta method, Student's t)."""
     num = len(pairs)
     a, b = (float(mean) for mean in pairs.mean(axis=0))
-    if a == 0 < b:  # as where B has none: of one round alone nothing is known
-        low = math.inf if num > 1 else 0.0
-        return Ratio(name=name, kind=kind, a=a, b=b, ratio=math.inf, low=low, high=math.inf)
-    if not a > 0:
+    if a == 0 and b == 0:
         return Ratio(name=name, kind=kind, a=a, b=b, ratio=math.nan, low=math.nan, high=math.nan)
+    if a == 0:
+        low = math.inf if _in_every_round(pairs[:, 1]) else 0.0
+        return Ratio(name=name, kind=kind, a=a, b=b, ratio=math.inf, low=low, high=math.inf)
+    if b == 0:
+        high = 0.0 if _in_every_round(pairs[:, 0]) else math.inf
+        return Ratio(name=name, kind=kind, a=a, b=b, ratio=0.0, low=0.0, high=high)
     ratio, half = b / a, math.inf
     if num > 1:
         off = pairs[:, 1] - ratio * pairs[:, 0]
         half = t_quantile(num - 1) * float(off.std(ddof=1)) / math.sqrt(num) / a
     return Ratio(name=name, kind=kind, a=a, b=b, ratio=ratio, low=max(0.0, ratio - half), high=ratio + half)
+
+
+def _in_every_round(values: Floats) -> bool:
+    """Whether more than one round has some: one alone, or some of them, may be luck."""
+    return len(values) > 1 and bool((values > 0).all())
 
 
 _Values = tuple[Floats, NDArray[Any], NDArray[Any]]  # values, how often each, the request that each is of

@@ -170,7 +170,7 @@ def _check_spike(workload: Workload, chats: Sequence[list[TraceRow]]) -> None:
         raise ConfigError(
             f"the run ends {end_s - workload.warmup_s:.3g} s after its warm-up, but the spike begins at "
             f"{workload.spike_at_s:g} s",
-            hint="make the run longer, or `--spike-at` earlier",
+            hint=f"make {'`--requests` more' if is_cut else 'the run longer'}, or `--spike-at` earlier",
         )
 
 

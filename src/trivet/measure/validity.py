@@ -93,8 +93,8 @@ def notes_of(
         notes.append(f"{lost:,} later turns were not sent, as their chat had failed before: they miss every limit")
     if planned is not None and planned.num_lengthened:
         notes.append(
-            f"{planned.num_lengthened:,} prompts of the trace are no longer than what the server adds to each: "
-            "they are sent with one token beside it, and so are longer than the trace says"
+            f"of the trace's prompts {planned.num_lengthened:,} are no longer than what the server adds to each: "
+            "where sent, they have one token beside it, and so are longer than the trace says"
         )
     if beyond := (planned.left_out if planned is not None else 0) + sum(r.beyond for r in results):
         notes.append(f"{beyond:,} later turns of chats are beyond the run's end: they were not sent and do not count")

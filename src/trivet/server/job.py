@@ -20,7 +20,7 @@ from trivet.server.sse import DONE, event
 
 
 class Job:
-    """P prompts with n choices each, as one answer. `open`, then `whole` or `events`, and `close` in every case."""
+    """P prompts with n choices each, as one answer. `open`, then `whole` or `events`, and `cancel` in every case."""
 
     def __init__(self, serving: Serving, backend: Backend, job_id: str, arrived: float) -> None:
         self._serving = serving
@@ -62,7 +62,7 @@ class Job:
             for _ in range(sampling.n):
                 self.choices.append(Choice(number=len(self.choices), prompt=prompt, seed=stream.seed))
 
-    async def close(self) -> None:
+    def cancel(self) -> None:
         """Cancels what still runs; idempotent."""
         for stream in self._streams:
             stream.cancel()

@@ -75,7 +75,7 @@ async def _answer(
             wanted=wanted,
         )
         job = Job(serving, backend, job_id, arrived)
-        stack.push_async_callback(job.close)
+        stack.callback(job.cancel)
         await or_disconnect(request.receive, job.open(prompts, wanted))
         if not wanted.stream:
             return json_response(await or_disconnect(request.receive, job.whole(replies)))
@@ -83,7 +83,12 @@ async def _answer(
         first = asyncio.ensure_future(anext(events))
         stack.callback(first.cancel)
         await or_disconnect(request.receive, _started(first))
-        return EventStream(_from(first, events), closing=stack.pop_all(), on_error=count)
+
+        def failed(error: Exception) -> None:
+            count(error)
+            job.cancel()
+
+        return EventStream(_from(first, events), closing=stack.pop_all(), on_error=failed)
     raise AssertionError("no exit stack swallows exceptions here")
 
 
