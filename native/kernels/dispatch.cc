@@ -116,6 +116,9 @@ struct Tiers {
       else
         notes.push_back("tier amx is off: the operating system does not let this process use tile registers");
     }
+#ifdef TRIVET_EMULATE_TILES
+    notes.push_back("tier amx is emulated in software: this build is for tests");
+#endif
     current = list.size() - 1;
   }
   bool take(const char* name, const Kernels& table, bool amx) {
@@ -148,6 +151,10 @@ bool cpu_has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 }
 
+#ifdef TRIVET_EMULATE_TILES
+bool cpu_has_amx() { return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool amx_permitted() { return true; }
+#else
 bool cpu_has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!cpu_has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
@@ -162,6 +169,7 @@ bool amx_permitted() {
   if (syscall(SYS_arch_prctl, kRequest, kTileData) != 0) return false;
   return syscall(SYS_arch_prctl, kGet, &granted) == 0 && (granted >> kTileData & 1);
 }
+#endif
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

@@ -3,9 +3,8 @@
 // All eight tile registers are 16 rows of 64 bytes: 0-3 accumulate, 4-5 hold activations, 6-7 weights. A packed tile of
 // 1 KiB is 16 outputs times 64 int8 (or 32 bf16) inputs, so int8 and bf16 differ only in the instruction. int4 panels
 // are unpacked to int8 first (w8 = m * q, exactly).
-#include <immintrin.h>
-
 #include "kernels/amx/amx.h"
+#include "kernels/amx/tiles.h"
 #include "kernels/avx512/unpack.h"
 #include "kernels/common/epilogue.h"
 #include "kernels/tables.h"

@@ -1,6 +1,5 @@
 // Peak loops of the amx tier: a 2 x 2 block of tiles over eight steps of K, fed from L1.
-#include <immintrin.h>
-
+#include "kernels/amx/tiles.h"
 #include "kernels/peaks.h"
 #include "kernels/tables.h"
 

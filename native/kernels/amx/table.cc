@@ -1,7 +1,6 @@
 // The amx tier: attention on bf16 tiles, and the tile state of a thread.
-#include <immintrin.h>
-
 #include "kernels/amx/amx.h"
+#include "kernels/amx/tiles.h"
 #include "kernels/common/table.h"
 #include "kernels/tables.h"
 
@@ -63,15 +62,28 @@ struct Tier {
   }
 };
 
+}  // namespace
+
+Kernels amx_table() { return make_table<Tier>("amx", amx::linear_bf16, amx::linear_i8, amx::linear_i4); }
+
+#ifdef TRIVET_EMULATE_TILES
+
+namespace amx {
+__thread EmulatedTile emulated_tiles[8];
+__thread bool emulated_tiles_ready = false;
+}  // namespace amx
+void amx_tiles_begin() { amx::emulated_tiles_ready = true; }
+void amx_tiles_end() { amx::emulated_tiles_ready = false; }
+
+#else
+
+namespace {
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {0};
   uint16_t colsb[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-
 }  // namespace
-
-Kernels amx_table() { return make_table<Tier>("amx", amx::linear_bf16, amx::linear_i8, amx::linear_i4); }
 
 void amx_tiles_begin() {
   const TileConfig config;
@@ -79,7 +91,8 @@ void amx_tiles_begin() {
   asm volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
-
 void amx_tiles_end() { _tile_release(); }
+
+#endif
 
 }  // namespace trivet
