@@ -118,8 +118,8 @@ def llama_source(home: Path) -> Path:
     def make(folder: Path) -> None:
         sdists = home / "sdist"
         if not list(sdists.glob("llama_cpp_python-*.tar.gz")):
-            run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "-d", sdists,
-                 LLAMA_SDIST])  # fmt: skip
+            run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python",
+                 "-d", sdists, LLAMA_SDIST])  # fmt: skip
         [archive] = sdists.glob("llama_cpp_python-*.tar.gz")
         unpacked = folder.with_name("unpacked")
         with tarfile.open(archive) as tar:
