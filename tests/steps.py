@@ -38,25 +38,31 @@ def make_runner(
     return build_runner(loaded, config)
 
 
-def batch_of_one(ids: list[int], start: int, vocab_size: int, table: list[int]) -> StepBatch:
-    """Tokens `ids` at positions start.. of a sequence with this block table; full logits of every row are asked for."""
-    t = len(ids)
+def batch_of(sequences: list[tuple[list[int], int, list[int]]], vocab_size: int) -> StepBatch:
+    """Tokens `ids` at positions start.. for each (ids, start, block table); full logits of every row are asked for."""
+    counts = [len(ids) for ids, _, _ in sequences]
+    width = max(len(table) for _, _, table in sequences)
 
     def empty(dtype: Any, *shape: int) -> NDArray[Any]:
         return np.zeros(shape or (0,), dtype)
 
     return StepBatch(
-        token_ids=np.array(ids, np.int32),
-        seq_starts=np.array([0, t], np.int32),
-        context_lens=np.array([start + t], np.int32),
-        block_tables=np.array([table], np.int32),
+        token_ids=np.concatenate([np.array(ids, np.int32) for ids, _, _ in sequences]),
+        seq_starts=np.array([0, *np.cumsum(counts)], np.int32),
+        context_lens=np.array([start + len(ids) for ids, start, _ in sequences], np.int32),
+        block_tables=np.array([table + [-1] * (width - len(table)) for _, _, table in sequences], np.int32),
         sample_rows=empty(np.int32), temperature=empty(np.float32), top_k=empty(np.int32), top_p=empty(np.float32),
         min_p=empty(np.float32), seed=empty(np.uint64), sample_idx=empty(np.int32), bias_starts=empty(np.int32, 1),
         bias_ids=empty(np.int32), bias_values=empty(np.float32), mask_idx=empty(np.int32),
         masks=empty(np.uint32, 0, (vocab_size + 31) // 32), num_logprobs=empty(np.int32),
         score_rows=empty(np.int32), score_ids=empty(np.int32), score_num_logprobs=empty(np.int32),
-        logits_rows=np.arange(t, dtype=np.int32), hidden_rows=empty(np.int32),
+        logits_rows=np.arange(sum(counts), dtype=np.int32), hidden_rows=empty(np.int32),
     )  # fmt: skip
+
+
+def batch_of_one(ids: list[int], start: int, vocab_size: int, table: list[int]) -> StepBatch:
+    """`batch_of` a single sequence."""
+    return batch_of([(ids, start, table)], vocab_size)
 
 
 def logits_of(

@@ -49,19 +49,14 @@ class PyModel {
   }
 
   size_t weight_bytes() const {  // read by one decode step: everything but an untied embedding
-    size_t total = bytes(model.head);
-    for (const LayerWeights& l : model.layers) total += bytes(l.qkv) + bytes(l.o) + bytes(l.gate_up) + bytes(l.down);
+    size_t total = model.head.bytes();
+    for (const LayerWeights& l : model.layers) total += l.qkv.bytes() + l.o.bytes() + l.gate_up.bytes() + l.down.bytes();
     return total;
   }
 
   Model model;
 
  private:
-  static size_t bytes(const Linear& w) {
-    return w.np / 16 * w.panel_bytes() + (w.kind == LinearKind::kI4 ? w.np * w.kp / 32 : 0) +
-           (w.kind == LinearKind::kBF16 ? 0 : w.np * 8);
-  }
-
   const uint8_t* part(const nb::dict& tensor, const std::string& name, const char* which, size_t nbytes) const {
     const nb::dict parts = field<nb::dict>(tensor, "parts", name);
     const nb::object at = field<nb::object>(parts, which, name);
@@ -249,8 +244,9 @@ class PyExecutor {
   void set_profiling(bool on) { executor_->profile.on = on; }
   nb::dict profile() const {
     nb::dict out;
+    const Profile& p = executor_->profile;
     for (int i = 0; i < int(Operation::kCount); ++i)
-      out[kOperationNames[i]] = nb::make_tuple(executor_->profile.seconds[i], executor_->profile.calls[i]);
+      out[kOperationNames[i]] = nb::make_tuple(p.seconds[i], p.calls[i], p.bytes[i], p.operations[i]);
     return out;
   }
   size_t block_bytes() const { return cache_->block_bytes(); }
@@ -319,7 +315,7 @@ void bind_step(nb::module_& m) {
            nb::arg("block_size"), nb::arg("kv_dtype"), nb::arg("max_tokens"), nb::arg("num_threads"))
       .def_prop_ro("scratch_bytes", &PyExecutor::scratch_bytes, "Bytes of activations reserved; touched when first used.")
       .def("set_profiling", &PyExecutor::set_profiling, nb::arg("on"), "Whether steps count the time of each operation.")
-      .def("profile", &PyExecutor::profile, "Operation -> (seconds, calls), counted while profiling was on.")
+      .def("profile", &PyExecutor::profile, "Operation -> (seconds, calls, bytes of weights or KV that must be read, multiplications and additions), counted while profiling was on.")
       .def_prop_ro("block_bytes", &PyExecutor::block_bytes, "Bytes of KV of one block over all layers.")
       .def("submit", &PyExecutor::submit, nb::arg("token_ids").noconvert(), nb::arg("seq_starts").noconvert(),
            nb::arg("context_lens").noconvert(), nb::arg("block_tables").noconvert(), nb::arg("sample_rows").noconvert(),

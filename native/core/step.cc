@@ -8,16 +8,12 @@
 // outputs (panels of 16), rows, or attention items; a sum is never split by the number of threads.
 #include "trivet/step.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
-#include <new>
-#include <vector>
 
+#include "core/attention.h"
+#include "core/buffer.h"
 #include "core/faults.h"
 #include "trivet/sample.h"
 #include "trivet/threads.h"
@@ -26,31 +22,6 @@ namespace trivet {
 namespace {
 
 constexpr size_t kHeadRows = 64;    // rows whose logits are held at once
-
-constexpr size_t kHugePage = size_t(1) << 21;
-
-// Memory whose pages are touched when first used, huge pages where there is much of it: a product goes down the rows, and
-// each row of a large matrix lies in another small page.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(size_t count) : bytes_((count * sizeof(T) + 4159) / 64 * 64) {
-    const size_t alignment = bytes_ >= kHugePage ? kHugePage : 64;
-    data_ = static_cast<T*>(std::aligned_alloc(alignment, (bytes_ + alignment - 1) / alignment * alignment));
-    if (!data_) throw std::bad_alloc();
-    if (alignment == kHugePage) madvise(data_, bytes_, MADV_HUGEPAGE);  // a wish: without it, small pages do
-    std::memset(static_cast<void*>(data_), 0, std::min<size_t>(bytes_, 4096));
-  }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* get() const { return data_; }
-  size_t bytes() const { return bytes_; }
-
- private:
-  size_t bytes_;
-  T* data_;
-};
 
 // The pool's threads are ours: what they compute outside a step does not mind.
 void flush_denormals_for_good() { __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040); }
@@ -94,11 +65,6 @@ void embed_row(const Linear& w, int32_t token, float* x) {
 
 }  // namespace
 
-// How far a thread's share of the work is handed out; on a line of its own.
-struct alignas(64) Taken {
-  std::atomic<size_t> num;
-};
-
 struct Executor::Scratch {
   size_t max_tokens, rows;  // rows: max_tokens rounded up to tiles, plus one tile that may be read past the end
   size_t normed_ld, x_ld, qkv_ld, attn_ld, act_ld;
@@ -107,12 +73,11 @@ struct Executor::Scratch {
   Buffer<uint8_t> operand;  // bf16 or int8 activations of the product under way
   Buffer<uint16_t> q;       // bf16 [K][T * G][Pp]
   Buffer<int32_t> position, seq;
-  size_t linear_bytes, attend_bytes, partial_floats, sample_bytes;
-  Buffer<uint8_t> linear_scratch, attend_scratch, sample_scratch;  // one slice a thread
-  Buffer<float> partial;
-  std::vector<Taken> taken;  // one a thread
+  size_t linear_bytes, sample_bytes;
+  Buffer<uint8_t> linear_scratch, sample_scratch;  // one slice a thread
+  StepAttention attention;
 
-  Scratch(const Model& m, size_t tokens, int threads)
+  Scratch(const Model& m, const KvCache& cache, size_t tokens, int threads)
       : max_tokens(tokens),
         rows(round_up(tokens, 32) + 32),
         normed_ld(round_up(m.dim, 16)),
@@ -133,18 +98,14 @@ struct Executor::Scratch {
         position(rows),
         seq(rows),
         linear_bytes(round_up(linear_scratch_bytes(most_kp(m)), 64)),
-        attend_bytes(round_up(attend_scratch_bytes(most(m, [](const LayerWeights& l) { return l.pp(); })), 64)),
-        partial_floats(2 * kQueryTile * (most(m, [](const LayerWeights& l) { return l.pp(); }) + 32)),
         sample_bytes(round_up(sample_scratch_bytes(m.vocab_size), 64)),
         linear_scratch(linear_bytes * size_t(threads)),
-        attend_scratch(attend_bytes * size_t(threads)),
         sample_scratch(sample_bytes * size_t(threads)),
-        partial(partial_floats * size_t(threads)),
-        taken(size_t(threads)) {}
+        attention(m, cache, tokens, threads) {}
 };
 
 Executor::Executor(const Model& model, const KvCache& cache, size_t max_tokens, int num_threads)
-    : model_(model), cache_(cache), num_threads_(num_threads), s_(new Scratch(model, max_tokens, num_threads)) {
+    : model_(model), cache_(cache), num_threads_(num_threads), s_(new Scratch(model, cache, max_tokens, num_threads)) {
   grow_pool(num_threads);
 }
 Executor::~Executor() = default;
@@ -153,7 +114,7 @@ size_t Executor::scratch_bytes() const {
   const Scratch& s = *s_;
   return s.x.bytes() + s.normed.bytes() + s.qkv.bytes() + s.attn.bytes() + s.act.bytes() + s.logits.bytes() +
          s.row_scales.bytes() + s.head_x.bytes() + s.operand.bytes() + s.q.bytes() + s.position.bytes() + s.seq.bytes() +
-         s.linear_scratch.bytes() + s.attend_scratch.bytes() + s.sample_scratch.bytes() + s.partial.bytes();
+         s.linear_scratch.bytes() + s.sample_scratch.bytes() + s.attention.bytes();
 }
 
 namespace {
@@ -238,6 +199,7 @@ struct Step {
   }
 
   void product(Operation operation, const Linear& w, const Rows& x, const Output& out) const {
+    profile.count(operation, double(w.bytes()), 2.0 * double(x.num) * double(w.n) * double(w.k));
     timed(operation, [&] { run_panels(w, x, out); });
   }
   // Many rows are split by rows, as everything between two products is: what a thread wrote it reads again, and nothing
@@ -322,98 +284,12 @@ struct Step {
     }
   }
 
-  // Attention of up to kQueryTile (token, head of the group) rows of one sequence and one key/value head.
-  struct Tile {
-    size_t seq, kv_head, row0, rows;
-    int32_t position[kQueryTile];
-    AttendItem item;  // its first segment
-  };
-  Tile tile_of(const LayerWeights& l, size_t layer, size_t seq, size_t kv_head, size_t first) const {
-    const size_t group = l.num_heads / l.num_kv_heads;
-    const size_t begin = size_t(in.seq_starts[seq]) * group, end = size_t(in.seq_starts[seq + 1]) * group;
-    const size_t row0 = begin + first;
-    Tile tile{seq, kv_head, row0, std::min(kQueryTile, end - row0), {}, {}};
-    for (size_t r = 0; r < tile.rows; ++r) tile.position[r] = s.position.get()[(row0 + r) / group];
-    tile.item = {s.q.get() + (kv_head * num_tokens * group + row0) * l.pp(),
-                 tile.rows,
-                 nullptr,
-                 in.block_tables + seq * in.table_width,
-                 cache.view(layer, kv_head),
-                 l.softmax_scale,
-                 0,
-                 std::min(kKeySegment, size_t(tile.position[tile.rows - 1]) + 1)};
-    return tile;
-  }
-
-  // Into s.attn; `next` is what this thread computes then, or null.
-  void attend_tile(const LayerWeights& l, const Tile& tile, const Tile* next, int t) const {
-    const size_t group = l.num_heads / l.num_kv_heads, pp = l.pp(), p = l.head_dim, rows = tile.rows;
-    float* out = s.partial.get() + size_t(t) * s.partial_floats;
-    float *row_max = out + kQueryTile * pp, *row_sum = row_max + kQueryTile;
-    float *out2 = row_sum + kQueryTile, *max2 = out2 + kQueryTile * pp, *sum2 = max2 + kQueryTile;
-    const size_t num_keys = size_t(tile.position[rows - 1]) + 1;
-    AttendItem item = tile.item;
-    item.position = tile.position;
-    size_t segment = kKeySegment;
-#ifdef TRIVET_FAULTS
-    if (planted_fault == Fault::kSplitAttention && in.num_seqs > 1) segment = kKeyStep;
-#endif
-    uint8_t* scratch = s.attend_scratch.get() + size_t(t) * s.attend_bytes;
-    for (size_t key = 0; key < num_keys; key += segment) {
-      item.key_begin = key;
-      item.key_end = std::min(key + segment, num_keys);
-      AttendItem following = item;  // the next segment
-      following.key_begin = item.key_end;
-      following.key_end = std::min(item.key_end + segment, num_keys);
-      item.next = item.key_end < num_keys ? &following : next ? &next->item : nullptr;
-      if (key == 0) {
-        k.attend(item, out, row_max, row_sum, scratch);
-      } else {
-        k.attend(item, out2, max2, sum2, scratch);
-        k.merge(rows, pp, out, row_max, row_sum, out2, max2, sum2);
-      }
-    }
-    for (size_t r = 0; r < rows; ++r) {
-      const size_t token = (tile.row0 + r) / group, head = tile.kv_head * group + (tile.row0 + r) % group;
-      k.divide(out + r * pp, row_sum[r], p, s.attn.get() + token * s.attn_ld + head * p);
-    }
-  }
-
-  // Each thread has a share of the tiles, and helps the others when it is through: sequence by sequence, so that it finds in
-  // its L2 what it wrote to the cache; head by head, whose keys and values stay there; the last and longest tiles first. Of
-  // its own share it takes the next tile before it computes what it has, to ask for its keys in time.
   void attention(const LayerWeights& l, size_t layer) const {
 #ifdef TRIVET_FAULTS
     if (planted_fault == Fault::kFreshKv && faulty_attention(l, in, s.qkv.get(), s.qkv_ld, s.q.get(), num_tokens, s.position.get(), cache, layer, s.attn.get(), s.attn_ld))
       return;
 #endif
-    const size_t group = l.num_heads / l.num_kv_heads;
-    const auto tiles_of = [&](size_t seq) {  // of one head
-      return (size_t(in.seq_starts[seq + 1] - in.seq_starts[seq]) * group + kQueryTile - 1) / kQueryTile;
-    };
-    size_t count = 0;
-    for (size_t seq = 0; seq < in.num_seqs; ++seq) count += tiles_of(seq) * l.num_kv_heads;
-    std::vector<Taken>& taken = s.taken;
-    for (int t = 0; t < threads; ++t) taken[size_t(t)].num = share(count, t, threads).begin;
-    parallel(threads, [&](int t, int n) {
-      Tile tiles[2];
-      for (int i = 0; i < n; ++i) {
-        const int from = (t + i) % n;
-        const size_t end = share(count, from, n).end;
-        size_t seq = 0, first_of_seq = 0, number, num = 0;
-        while ((number = taken[size_t(from)].num.fetch_add(1)) < end) {
-          for (; number >= first_of_seq + tiles_of(seq) * l.num_kv_heads; ++seq) first_of_seq += tiles_of(seq) * l.num_kv_heads;
-          const size_t at = number - first_of_seq, per_head = tiles_of(seq);
-          Tile& tile = tiles[num % 2];
-          tile = tile_of(l, layer, seq, at / per_head, (per_head - 1 - at % per_head) * kQueryTile);
-          if (i > 0)
-            attend_tile(l, tile, nullptr, t);
-          else if (num++ > 0)
-            attend_tile(l, tiles[num % 2], &tile, t);
-        }
-        if (num > 0) attend_tile(l, tiles[(num - 1) % 2], nullptr, t);
-      }
-    });
+    s.attention.layer(k, l, layer, s.q.get(), s.attn.get(), s.attn_ld);
   }
 
   void embed() const {
@@ -422,6 +298,7 @@ struct Step {
         s.seq.get()[r] = int32_t(q);
         s.position.get()[r] = in.context_lens[q] - (in.seq_starts[q + 1] - r);
       }
+    s.attention.plan(in, s.position.get());
     for_rows(num_tokens, 4, [&](size_t r, int) { embed_row(model.embed, in.token_ids[r], s.x.get() + r * s.x_ld); });
   }
 
@@ -430,6 +307,7 @@ struct Step {
     product(Operation::kQkv, l.qkv, prepare_normed(x, s.x_ld, num_tokens, l.attn_norm, l.qkv),
             {Epilogue::kStoreBf16, s.qkv.get(), s.qkv_ld});
     timed(Operation::kKv, [&] { write_kv(l, index); });
+    profile.count(Operation::kAttention, s.attention.kv_bytes(l), s.attention.operations(l));
     timed(Operation::kAttention, [&] { attention(l, index); });
     product(Operation::kO, l.o, prepare_bf16(s.attn.get(), s.attn_ld, l.o), {Epilogue::kAdd, x, s.x_ld});
     product(Operation::kGateUp, l.gate_up, prepare_normed(x, s.x_ld, num_tokens, l.mlp_norm, l.gate_up),

@@ -220,7 +220,7 @@ def test_a_profile_is_printed_at_the_end_when_asked_for(
     runner.collect(runner.submit(batch_of_one([1, 2], 0, VOCAB, [0])))
     runner.close()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].split() == ["operation", "s", "share", "calls", "us", "a", "call"]
+    assert lines[0].split() == ["operation", "ms", "share", "calls", "us", "a", "call", "GB/s", "TOPS"]
     assert {line[:22].strip() for line in lines[1:]} >= {
         "attention",
         "qkv product",
@@ -229,3 +229,5 @@ def test_a_profile_is_printed_at_the_end_when_asked_for(
     }
     shares = [float(line[22:].split()[1].rstrip("%")) for line in lines[1:]]
     assert sum(shares) == pytest.approx(100, abs=1) and shares == sorted(shares, reverse=True)
+    rates = {line[:22].strip(): line.split()[-2:] for line in lines[1:]}
+    assert rates["norm and quantize"] == ["-", "-"] and float(rates["head product"][0]) > 0

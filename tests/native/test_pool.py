@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -108,11 +109,13 @@ def test_a_step_allocates_nothing(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "m")
     out = run(f"""
 {core_prelude(build_variant("faults", "-DTRIVET_FAULTS=ON"))}
-from steps import batch_of_one, make_runner
+from steps import batch_of, batch_of_one, make_runner
+alike = [([1], 200 + i, [0, 1, 2, 3, 4, 5, 6 + i]) for i in range(8)]  # sequences that share keys
 for precision in ("bf16", "int8", "int4"):
     runner = make_runner({str(folder)!r}, precision=precision)
     for size in (1, 5, 40, 200):
         runner.collect(runner.submit(batch_of_one([1] * size, 0, 320, list(range(8)))))
+    runner.collect(runner.submit(batch_of(alike, 320)))
     print(precision, trivet._core.step_allocations())
 """)
     assert out.split("\n")[:3] == ["bf16 0", "int8 0", "int4 0"]
@@ -122,9 +125,29 @@ def test_profiling_counts_every_operation(tmp_path: Path) -> None:
     runner = make_runner(make_checkpoint(tmp_path / "m"))
     executor = runner._executor
     runner.collect(runner.submit(batch_of_one([1, 2, 3], 0, 320, [0])))
-    assert all(entry == (0.0, 0) for entry in executor.profile().values())
+    assert all(entry == (0.0, 0, 0.0, 0.0) for entry in executor.profile().values())
     executor.set_profiling(True)
     runner.collect(runner.submit(batch_of_one([1, 2, 3], 0, 320, [0])))
     profile = executor.profile()
     assert profile["attention"][1] == 2 and profile["head product"][1] == 1 and profile["embed"][1] == 1
-    assert all(seconds > 0 for seconds, calls in profile.values() if calls)
+    assert all(seconds > 0 for seconds, calls, _, _ in profile.values() if calls)
+
+
+@pytest.mark.parametrize("precision,item", [("bf16", 2), ("int8", 1)])
+def test_profiling_counts_bytes_and_operations(tmp_path: Path, precision: str, item: int) -> None:
+    folder = make_checkpoint(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    runner = make_runner(folder, precision=precision)
+    executor = runner._executor
+    executor.set_profiling(True)
+    runner.collect(runner.submit(batch_of_one([1, 2, 3], 0, 320, [0])))
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    outputs = width // heads * (heads + 2 * kv_heads)
+    _, _, read, operations = executor.profile()["qkv product"]
+    assert operations == layers * 2 * 3 * width * outputs
+    padded = (width + 63) // 64 * 64 if item == 1 else width
+    assert read == layers * outputs * (padded * item + (8 if item == 1 else 0))
+    _, _, read, operations = executor.profile()["attention"]
+    assert operations == layers * 4 * (1 + 2 + 3) * width
+    assert read == layers * 3 * kv_heads * 2 * 2 * 32  # keys and values in bf16, head width padded to 32

@@ -23,6 +23,9 @@ struct Linear {
   const int32_t* colsum = nullptr;       // int8, int4: [Np], sum_k w8
   const float* bias = nullptr;           // [N], or null
   size_t panel_bytes() const { return kind == LinearKind::kBF16 ? 32 * kp : kind == LinearKind::kI8 ? 16 * kp : 8 * kp; }
+  size_t bytes() const {  // that a product reads, scales included
+    return np / 16 * panel_bytes() + (kind == LinearKind::kI4 ? np * kp / 32 : 0) + (kind == LinearKind::kBF16 ? 0 : np * 8);
+  }
 };
 
 // Activations ready for a product: bf16 [T, Kp], or int8 [T, Kp] with one scale a row. Columns K..Kp are zero; memory
@@ -87,15 +90,18 @@ struct AttendItem {
   const int32_t* block_table;
   KvView kv;
   float scale;              // of the scores
-  size_t key_begin, key_end;  // keys looked at: key_begin a multiple of kKeySegment
+  size_t key_begin, key_end;  // keys looked at, all of one segment: key_begin a multiple of kKeyStep
+  bool resume = false;        // goes on from what it finds in out, row_max and row_sum: the keys before key_begin
   const AttendItem* next = nullptr;  // what this thread computes then: its keys are asked for in time
 };
-// out: f32 [kQueryTile][Pp] (rows past num_rows are of no meaning) not yet divided, max and sum f32 [num_rows]; exact meaning in attend_item of common/attention.h.
+// out: f32 [kQueryTile][Pp] (rows past num_rows are of no meaning) not yet divided, max and sum f32 [num_rows]; exact
+// meaning in attend_item of common/attention.h. The maximum is one of scores without `scale`.
 //   scratch  64-byte aligned, attend_scratch_bytes(pp)
 using AttendFn = void (*)(const AttendItem& item, float* out, float* row_max, float* row_sum, uint8_t* scratch);
 constexpr size_t attend_scratch_bytes(size_t pp) { return kQueryTile * kKeyStep * 6 + 64 * pp + 16384; }
 
 // Adds the partial (out2, max2, sum2) of the next segment into (out, max, sum); rows with max2 = -inf are left alone.
+// Both maxima are times scale log2(e) here.
 using MergeFn = void (*)(size_t num_rows, size_t pp, float* out, float* row_max, float* row_sum, const float* out2,
                          const float* max2, const float* sum2);
 

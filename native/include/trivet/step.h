@@ -67,7 +67,7 @@ struct StepOutput {
   float* hidden;  // [E, D]
 };
 
-// Where the time of steps went, by operation.
+// Where the time of steps went, by operation, and what had to be done there.
 enum class Operation : int { kEmbed, kPrepare, kQkv, kKv, kAttention, kO, kGateUp, kDown, kHead, kSample, kCount };
 constexpr const char* kOperationNames[] = {"embed", "norm and quantize", "qkv product", "rope and KV write", "attention",
                                            "o product", "gate and up product", "down product", "head product", "sample"};
@@ -75,6 +75,13 @@ struct Profile {
   bool on = false;
   double seconds[int(Operation::kCount)] = {0};
   uint64_t calls[int(Operation::kCount)] = {0};
+  double bytes[int(Operation::kCount)] = {0};       // of weights or KV, each read once
+  double operations[int(Operation::kCount)] = {0};  // multiplications and additions
+  void count(Operation operation, double more_bytes, double more_operations) {
+    if (!on) return;
+    bytes[int(operation)] += more_bytes;
+    operations[int(operation)] += more_operations;
+  }
 };
 
 // Owns the scratch memory of steps; sized once, a step allocates nothing.

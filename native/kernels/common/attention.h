@@ -7,7 +7,6 @@
 //   l = l * a + sum_j w[r, j]               16 lanes, in order of j, then one tree
 //   o[r] = o[r] * a + w[r] . v              w rounded to bf16 (int8 values: after the factor of the key's value scale);
 //                                           the product is added 32 keys at a time
-// What is given back as a maximum is m c, so that partials merge without the scale.
 // A step that a row does not see at all leaves it as it was, bit for bit (a = 1, w = 0), so a row's result depends
 // on its own position alone and not on the rows beside it.
 #pragma once
@@ -124,11 +123,13 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
 
   const size_t used = rows <= 16 ? 16 : kQueryTile;
   std::memset(w, 0, used * kKeyStep * 2);
-  for (size_t r = 0; r < rows; ++r) {
-    row_max[r] = -__builtin_inff();
-    row_sum[r] = 0;
+  if (!it.resume) {
+    for (size_t r = 0; r < rows; ++r) {
+      row_max[r] = -__builtin_inff();
+      row_sum[r] = 0;
+    }
+    std::memset(out, 0, used * pp * 4);
   }
-  std::memset(out, 0, used * pp * 4);
 
   Run runs[kKeyStep / 32], next_runs[kKeyStep / 32];
   RunsAhead ahead;
@@ -205,7 +206,6 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
     std::copy(next_runs, next_runs + num_next, runs);
     num = num_next;
   }
-  for (size_t r = 0; r < rows; ++r) row_max[r] = row_max[r] * c;
 }
 
 // After the merge rule of attention partials: both sides scaled to the larger maximum, then added.

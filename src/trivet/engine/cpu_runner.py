@@ -126,14 +126,19 @@ class CpuRunner:
         self._executor = self._model = None
 
 
-def profile_table(profile: dict[str, tuple[float, int]]) -> str:
-    """Where the time of steps went, the longest first: seconds, share of all, calls and microseconds a call."""
-    total = sum(seconds for seconds, _ in profile.values())
-    lines = [f"{'operation':<22} {'s':>9} {'share':>7} {'calls':>9} {'us a call':>10}"]
-    for name, (seconds, calls) in sorted(profile.items(), key=lambda entry: -entry[1][0]):
+def profile_table(profile: dict[str, tuple[float, int, float, float]]) -> str:
+    """Where the time of steps went, the longest first: ms, share of all, calls, microseconds a call, and rates.
+
+    GB/s of weights or KV that must be read, TOPS of multiplications and additions; a dash where neither is counted.
+    """
+    total = sum(seconds for seconds, *_ in profile.values())
+    lines = [f"{'operation':<22} {'ms':>11} {'share':>7} {'calls':>9} {'us a call':>10} {'GB/s':>7} {'TOPS':>7}"]
+    for name, (seconds, calls, read, operations) in sorted(profile.items(), key=lambda entry: -entry[1][0]):
         if calls:
+            rates = f"{read / seconds * 1e-9:>7.1f} {operations / seconds * 1e-12:>7.3f}" if read else f"{'-':>7} {'-':>7}"
             lines.append(
-                f"{name:<22} {seconds:>9.3f} {seconds / total:>7.1%} {calls:>9,} {seconds / calls * 1e6:>10.1f}"
+                f"{name:<22} {seconds * 1e3:>11.1f} {seconds / total:>7.1%} {calls:>9,} {seconds / calls * 1e6:>10.1f} "
+                + rates
             )
     return "\n".join(lines)
 

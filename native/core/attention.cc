@@ -1,0 +1,315 @@
+#include "core/attention.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/faults.h"
+#include "trivet/threads.h"
+
+namespace trivet {
+namespace {
+
+constexpr size_t kMostShared = 256;    // tokens of a step that may share keys; each keeps (2 Pp + 16) H floats
+constexpr size_t kMostOfSequence = 8;  // tokens of a sequence: more fill tiles of their own
+constexpr float kLog2E = 1.44269504f;
+
+size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+size_t widest(const Model& model) {
+  size_t pp = 0;
+  for (const LayerWeights& l : model.layers) pp = std::max(pp, l.pp());
+  return pp;
+}
+size_t most_heads(const Model& model) {
+  size_t heads = 0;
+  for (const LayerWeights& l : model.layers) heads = std::max(heads, l.num_heads);
+  return heads;
+}
+
+// What rows of a tile have come to: of all whole segments, merged, and of the segment under way.
+struct State {
+  float *out, *max, *sum;
+};
+
+}  // namespace
+
+struct StepAttention::Call {
+  const Kernels& k;
+  const LayerWeights& l;
+  size_t layer;
+  const uint16_t* q;
+  uint16_t* out;
+  size_t out_ld;
+  size_t group() const { return l.num_heads / l.num_kv_heads; }
+};
+
+StepAttention::StepAttention(const Model& model, const KvCache& cache, size_t max_tokens, int threads)
+    : model_(model),
+      cache_(cache),
+      threads_(threads),
+      pp_(widest(model)),
+      state_floats_(2 * pp_ + 16),
+      max_shared_(std::min(max_tokens, kMostShared)),
+      limit_(max_tokens),
+      shared_keys_(max_tokens),
+      shared_row_(max_tokens),
+      kept_(max_shared_ * most_heads(model) * state_floats_),
+      partial_(size_t(threads) * 2 * kQueryTile * (pp_ + 32)),
+      gathered_(size_t(threads) * kQueryTile * pp_),
+      scratch_(size_t(threads) * round_up(attend_scratch_bytes(pp_), 64)),
+      taken_(size_t(threads)) {
+  groups_.reserve(max_tokens);
+  order_.reserve(max_tokens);
+  common_.reserve(max_tokens);
+  shared_tokens_.reserve(max_shared_);
+}
+
+size_t StepAttention::bytes() const { return kept_.bytes() + partial_.bytes() + gathered_.bytes() + scratch_.bytes(); }
+
+double StepAttention::kv_bytes(const LayerWeights& l) const {
+  const size_t block = kv_head_bytes(cache_.block_size(), l.pp(), cache_.int8());
+  return double(num_keys_) * double(l.num_kv_heads) * double(block) / double(cache_.block_size());
+}
+double StepAttention::operations(const LayerWeights& l) const {
+  return 4.0 * double(num_pairs_) * double(l.num_heads) * double(l.head_dim);
+}
+
+// --- what is shared ---------------------------------------------------------------------------------------------------
+
+void StepAttention::plan(const StepInput& in, const int32_t* position) {
+  in_ = &in;
+  position_ = position;
+  groups_.clear();
+  order_.clear();
+  shared_tokens_.clear();
+  num_keys_ = num_pairs_ = 0;
+  const size_t block = cache_.block_size();
+  for (size_t seq = 0; seq < in.num_seqs; ++seq) {
+    const size_t tokens = size_t(in.seq_starts[seq + 1] - in.seq_starts[seq]), before = size_t(in.context_lens[seq]) - tokens;
+    shared_keys_[seq] = 0;
+    num_keys_ += before + tokens;
+    num_pairs_ += tokens * before + tokens * (tokens + 1) / 2;
+    limit_[seq] = before / kKeyStep * kKeyStep;
+    if (tokens <= kMostOfSequence && limit_[seq] > 0) order_.push_back(seq);
+  }
+  if (order_.size() < 2) return;
+  const auto table = [&](size_t seq) { return in.block_tables + seq * in.table_width; };
+  std::sort(order_.begin(), order_.end(), [&](size_t a, size_t b) {  // what shares most stands together
+    const size_t least = std::min(limit_[a], limit_[b]) / block;
+    const auto [x, y] = std::mismatch(table(a), table(a) + least, table(b));
+    if (x != table(a) + least) return *x < *y;
+    return limit_[a] != limit_[b] ? limit_[a] < limit_[b] : a < b;
+  });
+  common_.clear();
+  for (size_t i = 0; i + 1 < order_.size(); ++i) common_.push_back(keys_shared(order_[i], order_[i + 1]));
+  make_groups(0, order_.size(), true);
+}
+
+// Groups order_[begin..end), either all together, as far as all share, or in parts: those that share more than that, and
+// the runs of single ones between them. What spares more keys is done, if `add`; gives how many it spares.
+size_t StepAttention::make_groups(size_t begin, size_t end, bool add) {
+  if (end - begin < 2) return 0;
+  const size_t fewest = *std::min_element(common_.begin() + ptrdiff_t(begin), common_.begin() + ptrdiff_t(end) - 1);
+  const auto share_fewest = [&](size_t first, size_t last, bool add_it) {
+    if (last - first < 2 || fewest == 0) return size_t(0);
+    if (add_it) add_group(first, last, fewest);
+    return fewest * (last - first - 1);
+  };
+  const auto for_parts = [&](bool add_parts) {
+    size_t spared = 0, singles = begin;  // those from `singles` on belong to no part
+    for (size_t first = begin, last; first < end; first = last) {
+      for (last = first + 1; last < end && common_[last - 1] > fewest; ++last) {
+      }
+      if (last == first + 1) continue;
+      spared += share_fewest(singles, first, add_parts) + make_groups(first, last, add_parts);
+      singles = last;
+    }
+    return spared + share_fewest(singles, end, add_parts);
+  };
+  const size_t together = fewest * (end - begin - 1), apart = for_parts(false);
+  if (add && together >= apart) share_fewest(begin, end, true);
+  if (add && together < apart) for_parts(true);
+  return std::max(together, apart);
+}
+
+// How many tokens from the first on lie in the same blocks, whole steps of keys.
+size_t StepAttention::keys_shared(size_t one, size_t two) const {
+  const size_t block = cache_.block_size(), most = std::min(limit_[one], limit_[two]);
+  const int32_t *a = in_->block_tables + one * in_->table_width, *b = in_->block_tables + two * in_->table_width;
+  size_t same = 0;
+  while (same < most / block && a[same] == b[same]) ++same;
+  return same * block / kKeyStep * kKeyStep;
+}
+
+void StepAttention::add_group(size_t begin, size_t end, size_t keys) {
+  Group group{begin, begin, keys, shared_tokens_.size(), 0};
+  for (; group.end < end; ++group.end) {
+    const size_t seq = order_[group.end], first = size_t(in_->seq_starts[seq]), last = size_t(in_->seq_starts[seq + 1]);
+    if (shared_tokens_.size() + last - first > max_shared_) break;
+    shared_row_[seq] = shared_tokens_.size();
+    for (size_t token = first; token < last; ++token) shared_tokens_.push_back(token);
+  }
+  group.num_rows = shared_tokens_.size() - group.first_row;
+  for (size_t i = group.begin; i < group.end; ++i) shared_keys_[order_[i]] = keys;
+  if (group.end == group.begin) return;
+  groups_.push_back(group);
+  num_keys_ -= keys * (group.end - group.begin - 1);
+}
+
+// --- tiles ------------------------------------------------------------------------------------------------------------
+
+// Of one key/value head.
+size_t StepAttention::tiles_of(const Call& call, size_t seq) const {
+  return (size_t(in_->seq_starts[seq + 1] - in_->seq_starts[seq]) * call.group() + kQueryTile - 1) / kQueryTile;
+}
+
+// Rows of one sequence, from the first-th on.
+StepAttention::Tile StepAttention::own_tile(const Call& call, size_t seq, size_t kv_head, size_t first) const {
+  const size_t group = call.group(), begin = size_t(in_->seq_starts[seq]) * group, end = size_t(in_->seq_starts[seq + 1]) * group;
+  Tile tile;
+  tile.kv_head = kv_head;
+  tile.is_shared = false;
+  tile.num_rows = std::min(kQueryTile, end - begin - first);
+  for (size_t r = 0; r < tile.num_rows; ++r) {
+    tile.row[r] = begin + first + r;
+    tile.position[r] = position_[tile.row[r] / group];
+    if (shared_keys_[seq] > 0) tile.kept[r] = (shared_row_[seq] + (first + r) / group) * call.l.num_heads + kv_head * group + tile.row[r] % group;
+  }
+  tile.begin = shared_keys_[seq];
+  tile.end = size_t(tile.position[tile.num_rows - 1]) + 1;
+  const size_t num_rows = size_t(in_->num_tokens) * group;
+  tile.item = {call.q + (kv_head * num_rows + tile.row[0]) * call.l.pp(), tile.num_rows, nullptr,
+               in_->block_tables + seq * in_->table_width, cache_.view(call.layer, kv_head), call.l.softmax_scale, tile.begin,
+               std::min(tile.begin / kKeySegment * kKeySegment + kKeySegment, tile.end)};
+  return tile;
+}
+
+// Rows of a group, from the first-th on.
+StepAttention::Tile StepAttention::shared_tile(const Call& call, const Group& g, size_t kv_head, size_t first) const {
+  const size_t group = call.group();
+  Tile tile;
+  tile.kv_head = kv_head;
+  tile.is_shared = true;
+  tile.num_rows = std::min(kQueryTile, g.num_rows * group - first);
+  for (size_t r = 0; r < tile.num_rows; ++r) {
+    const size_t place = g.first_row + (first + r) / group, head = (first + r) % group;
+    tile.row[r] = shared_tokens_[place] * group + head;
+    tile.position[r] = position_[shared_tokens_[place]];
+    tile.kept[r] = place * call.l.num_heads + kv_head * group + head;
+  }
+  tile.begin = 0;
+  tile.end = g.keys;
+  tile.item = {nullptr, tile.num_rows, nullptr, in_->block_tables + order_[g.begin] * in_->table_width,
+               cache_.view(call.layer, kv_head), call.l.softmax_scale, 0, std::min(kKeySegment, tile.end)};
+  return tile;
+}
+
+// `next` is what this thread computes then, or null.
+void StepAttention::attend(const Call& call, const Tile& tile, const Tile* next, int thread) {
+  const size_t pp = call.l.pp(), rows = tile.num_rows, group = call.group();
+  float* memory = partial_.get() + size_t(thread) * 2 * kQueryTile * (pp_ + 32);
+  const auto state_at = [&](float* at) { return State{at, at + kQueryTile * pp, at + kQueryTile * pp + kQueryTile}; };
+  const State whole = state_at(memory), under_way = state_at(memory + kQueryTile * (pp_ + 32));
+  size_t segment = kKeySegment;
+#ifdef TRIVET_FAULTS
+  if (planted_fault == Fault::kSplitAttention && in_->num_seqs > 1) segment = kKeyStep;
+#endif
+  AttendItem item = tile.item;
+  item.position = tile.position;
+  if (tile.is_shared) {
+    uint16_t* queries = gathered_.get() + size_t(thread) * kQueryTile * pp_;
+    const size_t num_rows = size_t(in_->num_tokens) * group;
+    for (size_t r = 0; r < rows; ++r)
+      std::memcpy(queries + r * pp, call.q + (tile.kv_head * num_rows + tile.row[r]) * pp, 2 * pp);
+    item.q = queries;
+  }
+  const auto for_kept = [&](auto&& move) {
+    for (size_t r = 0; r < rows; ++r) {
+      float* kept = kept_.get() + tile.kept[r] * state_floats_;
+      move(whole.out + r * pp, kept, pp);
+      move(under_way.out + r * pp, kept + pp, pp);
+      for (float* one : {whole.max + r, whole.sum + r, under_way.max + r, under_way.sum + r}) move(one, kept++ + 2 * pp, 1);
+    }
+  };
+  if (tile.begin > 0) for_kept([](float* to, const float* from, size_t num) { std::memcpy(to, from, 4 * num); });
+
+  uint8_t* scratch = scratch_.get() + size_t(thread) * round_up(attend_scratch_bytes(pp_), 64);
+  for (size_t key = tile.begin; key < tile.end; key = item.key_end) {
+    const size_t segment_begin = key / segment * segment, segment_end = segment_begin + segment;
+    item.key_begin = key;
+    item.key_end = std::min(segment_end, tile.end);
+    item.resume = key > segment_begin;
+    AttendItem following = item;  // the next segment
+    following.key_begin = item.key_end;
+    following.key_end = std::min(item.key_end + segment, tile.end);
+    item.next = item.key_end < tile.end ? &following : next ? &next->item : nullptr;
+    const State& state = segment_begin == 0 ? whole : under_way;
+    call.k.attend(item, state.out, state.max, state.sum, scratch);
+    if (tile.is_shared && item.key_end < segment_end) break;  // to be gone on with
+    for (size_t r = 0; r < rows; ++r) state.max[r] *= item.scale * kLog2E;
+    if (segment_begin > 0) call.k.merge(rows, pp, whole.out, whole.max, whole.sum, state.out, state.max, state.sum);
+  }
+  if (tile.is_shared)
+    for_kept([](const float* from, float* to, size_t num) { std::memcpy(to, from, 4 * num); });
+  else
+    for (size_t r = 0; r < rows; ++r) {
+      const size_t token = tile.row[r] / group, head = tile.kv_head * group + tile.row[r] % group;
+      call.k.divide(whole.out + r * pp, whole.sum[r], call.l.head_dim, call.out + token * call.out_ld + head * call.l.head_dim);
+    }
+}
+
+// --- who computes what ------------------------------------------------------------------------------------------------
+
+// Each thread has a share of the tiles, and helps the others when it is through. Of its own share it takes the next tile
+// before it computes what it has, to ask for its keys in time. tiles() makes a function from a number to a tile that is
+// asked for rising numbers.
+template <class F>
+void StepAttention::deal(const Call& call, size_t count, F&& tiles) {
+  for (int t = 0; t < threads_; ++t) taken_[size_t(t)].num = share(count, t, threads_).begin;
+  parallel(threads_, [&](int t, int n) {
+    Tile pair[2];
+    for (int i = 0; i < n; ++i) {
+      const int from = (t + i) % n;
+      const size_t end = share(count, from, n).end;
+      auto tile_at = tiles();
+      size_t number, num = 0;
+      while ((number = taken_[size_t(from)].num.fetch_add(1)) < end) {
+        Tile& tile = pair[num % 2];
+        tile = tile_at(number);
+        if (i > 0)
+          attend(call, tile, nullptr, t);
+        else if (num++ > 0)
+          attend(call, pair[num % 2], &tile, t);
+      }
+      if (num > 0) attend(call, pair[(num - 1) % 2], nullptr, t);
+    }
+  });
+}
+
+void StepAttention::layer(const Kernels& k, const LayerWeights& l, size_t index, const uint16_t* q, uint16_t* out, size_t out_ld) {
+  const Call call{k, l, index, q, out, out_ld};
+  const size_t kv_heads = l.num_kv_heads;
+  const auto shared_tiles = [&](const Group& g) { return (g.num_rows * call.group() + kQueryTile - 1) / kQueryTile; };
+  size_t num_shared = 0, num_own = 0;
+  for (const Group& g : groups_) num_shared += shared_tiles(g) * kv_heads;
+  for (size_t seq = 0; seq < in_->num_seqs; ++seq) num_own += tiles_of(call, seq) * kv_heads;
+  if (num_shared > 0)
+    deal(call, num_shared, [&] {  // group by group, head by head
+      return [&, g = groups_.begin(), before = size_t(0)](size_t number) mutable {
+        for (; number >= before + shared_tiles(*g) * kv_heads; ++g) before += shared_tiles(*g) * kv_heads;
+        const size_t at = number - before, per_head = shared_tiles(*g);
+        return shared_tile(call, *g, at / per_head, at % per_head * kQueryTile);
+      };
+    });
+  // Sequence by sequence, so that a thread finds in its L2 what it wrote to the cache; head by head, whose keys and values
+  // stay there; the last and longest tiles first.
+  deal(call, num_own, [&] {
+    return [&, seq = size_t(0), before = size_t(0)](size_t number) mutable {
+      for (; number >= before + tiles_of(call, seq) * kv_heads; ++seq) before += tiles_of(call, seq) * kv_heads;
+      const size_t at = number - before, per_head = tiles_of(call, seq);
+      return own_tile(call, seq, at / per_head, (per_head - 1 - at % per_head) * kQueryTile);
+    };
+  });
+}
+
+}  // namespace trivet
