@@ -294,6 +294,11 @@ void bind_step(nb::module_& m) {
     for (const std::string& n : available_isas()) known += (known.empty() ? "" : ", ") + n;
     check(set_isa(name), "kernel tier `" + name + "` is not available; this CPU has " + known);
   }, nb::arg("name"), "Chooses a kernel tier for the whole process; not to be called while a step runs.");
+  m.def("twin_of", [](const std::string& name) {
+    const std::string twin = twin_of(name);
+    check(!twin.empty(), "kernel tier `" + name + "` is not available");
+    return twin;
+  }, nb::arg("isa"), "The plain tier that gives the same bits; set_isa takes it, for tests.");
   m.def("cpu_has_amx", &cpu_has_amx, "Whether the CPU says that it has tiles for int8 and bf16.");
   m.def("amx_permitted", &amx_permitted, "Whether the operating system lets this process use tile registers.");
   m.def("kv_block_bytes", [](const std::vector<std::pair<size_t, size_t>>& layers, size_t block_size, bool int8) {

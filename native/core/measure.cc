@@ -27,7 +27,11 @@ double clock_s(clockid_t id) {
 double seconds() { return clock_s(CLOCK_MONOTONIC); }
 
 PeakLoops loops_of(const std::string& isa) {
-  return isa == "amx" ? amx_peaks() : isa == "avx512" ? avx512_peaks() : isa == "avx2" ? avx2_peaks() : baseline_peaks();
+  return isa == "amx"           ? amx_peaks()
+         : isa == "avx512_bf16" ? avx512_bf16_peaks()
+         : isa == "avx512"      ? avx512_peaks()
+         : isa == "avx2"        ? avx2_peaks()
+                                : baseline_peaks();
 }
 
 bool available(const std::string& tier) {

@@ -16,10 +16,11 @@ namespace {
 struct Tier {
   const char* name;
   Kernels table;
+  const char* twin;  // the plain table that it must equal to the bit
 };
 
-// A small product of each kind, of as many rows as each path of a tier takes, must equal the baseline's to the bit.
-bool self_test(const Kernels& candidate, bool amx) {
+// A small product of each kind, of as many rows as each path of a tier takes, must equal its twin's to the bit.
+bool self_test(const Kernels& candidate, const Kernels& twin, bool amx) {
   constexpr size_t k = 128, rows = 33, panels = 4, outputs = 16 * panels;
   alignas(64) static uint8_t codes[panels * 32 * k];
   alignas(64) static uint8_t x[64 * k * 2];
@@ -27,7 +28,6 @@ bool self_test(const Kernels& candidate, bool amx) {
   static int8_t multipliers[panels * k / 2];
   static float scales[outputs], row_scales[64], want[rows * outputs], got[rows * outputs];
   static int32_t colsum[outputs];
-  const Kernels base = baseline_table();
   uint32_t state = 1;
   auto random = [&] { return (state = state * 1664525u + 1013904223u) >> 16; };
   for (auto& s : scales) s = 0.01f;
@@ -61,7 +61,7 @@ bool self_test(const Kernels& candidate, bool amx) {
     }
     for (size_t num : {size_t(1), size_t(7), size_t(20), rows}) {
       const Rows in{num, k, x, row_scales};
-      base.linear[kind](w, in, 0, panels, {Epilogue::kStore, want, outputs}, scratch);
+      twin.linear[kind](w, in, 0, panels, {Epilogue::kStore, want, outputs}, scratch);
       std::memset(got, 0, sizeof got);
       if (amx) amx_tiles_begin();
       candidate.linear[kind](w, in, 0, panels, {Epilogue::kStore, got, outputs}, scratch);
@@ -73,7 +73,7 @@ bool self_test(const Kernels& candidate, bool amx) {
 }
 
 // Attention of few rows and of many over two key steps, in bf16 and int8, the same way.
-bool self_test_attention(const Kernels& candidate, bool amx) {
+bool self_test_attention(const Kernels& candidate, const Kernels& twin, bool amx) {
   constexpr size_t pp = 32, keys = 160, blocks = keys / 32, most_rows = 21;
   alignas(64) static uint16_t q[kQueryTile * pp], kv[blocks * 64 * pp];
   alignas(64) static uint8_t scratch[attend_scratch_bytes(pp)];
@@ -91,7 +91,7 @@ bool self_test_attention(const Kernels& candidate, bool amx) {
       AttendItem item{q, rows, position, table, view, 0.25f, 0, keys};
       const AttendItem same = item;
       item.next = &same;
-      baseline_table().attend(item, want, most[0], sum[0], scratch);
+      twin.attend(item, want, most[0], sum[0], scratch);
       if (amx) amx_tiles_begin();
       item.key_end = kKeyStep;  // in two parts
       candidate.attend(item, got, most[1], sum[1], scratch);
@@ -111,28 +111,38 @@ bool self_test_attention(const Kernels& candidate, bool amx) {
 struct Tiers {
   std::vector<Tier> list;
   std::vector<std::string> notes;
-  size_t current = 0;
+  Tier pairs{"baseline_pairs", baseline_pairs_table(), "baseline_pairs"};  // a twin, never offered
+  const Tier* current;
   Tiers() {
-    list.push_back({"baseline", baseline_table()});
-    if (cpu_has_avx2()) take("avx2", avx2_table(), false);
-    if (cpu_has_avx512() && take("avx512", avx512_table(), false) && cpu_has_amx()) {
-      if (amx_permitted())
-        take("amx", amx_table(), true);
-      else
-        notes.push_back("tier amx is off: the operating system does not let this process use tile registers");
+    list.reserve(5);
+    list.push_back({"baseline", baseline_table(), "baseline"});
+    if (cpu_has_avx2()) take("avx2", avx2_table(), list[0].table);
+    if (cpu_has_avx512() && take("avx512", avx512_table(), list[0].table)) {
+      if (cpu_has_avx512_bf16()) take("avx512_bf16", avx512_bf16_table(), pairs.table);
+      if (cpu_has_amx()) {
+        if (amx_permitted())
+          take("amx", amx_table(), list[0].table, true);
+        else
+          notes.push_back("tier amx is off: the operating system does not let this process use tile registers");
+      }
     }
 #ifdef TRIVET_EMULATE_TILES
     notes.push_back("tier amx is emulated in software: this build is for tests");
 #endif
-    current = list.size() - 1;
+    current = &list.back();
   }
-  bool take(const char* name, const Kernels& table, bool amx) {
-    const bool good = self_test(table, amx) && self_test_attention(table, amx);
+  bool take(const char* name, const Kernels& table, const Kernels& twin, bool amx = false) {
+    const bool good = self_test(table, twin, amx) && self_test_attention(table, twin, amx);
     if (good)
-      list.push_back({name, table});
+      list.push_back({name, table, twin.name});
     else
-      notes.push_back(std::string("tier ") + name + " is off: its self-test gave other bits than the baseline");
+      notes.push_back(std::string("tier ") + name + " is off: its self-test gave other bits than its plain twin");
     return good;
+  }
+  const Tier* find(const std::string& name) const {
+    for (const Tier& t : list)
+      if (name == t.name) return &t;
+    return name == pairs.name ? &pairs : nullptr;
   }
 };
 
@@ -156,15 +166,17 @@ bool cpu_has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
 }
 
+bool cpu_has_avx512_bf16() { return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
 #ifdef TRIVET_EMULATE_TILES
-bool cpu_has_amx() { return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool cpu_has_amx() { return cpu_has_avx512_bf16(); }
 bool amx_permitted() { return true; }
 #else
 bool cpu_has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!cpu_has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if (!cpu_has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;  // amx-bf16, amx-tile, amx-int8
-  return (d & wanted) == wanted && __builtin_cpu_supports("avx512bf16");
+  return (d & wanted) == wanted;
 }
 
 bool amx_permitted() {
@@ -184,23 +196,24 @@ std::vector<std::string> available_isas() {
 
 std::vector<std::string> isa_notes() { return tiers().notes; }
 
-std::string isa() { return tiers().list[tiers().current].name; }
+std::string isa() { return tiers().current->name; }
 
-bool set_isa(const std::string& name) {
-  for (size_t i = 0; i < tiers().list.size(); ++i)
-    if (name == tiers().list[i].name) {
-      tiers().current = i;
-      return true;
-    }
-  return false;
+std::string twin_of(const std::string& name) {
+  const Tier* tier = tiers().find(name);
+  return tier ? tier->twin : "";
 }
 
-const Kernels& kernels() { return tiers().list[tiers().current].table; }
+bool set_isa(const std::string& name) {
+  const Tier* tier = tiers().find(name);
+  if (tier) tiers().current = tier;
+  return tier != nullptr;
+}
+
+const Kernels& kernels() { return tiers().current->table; }
 
 const Kernels* kernels_of(const char* name) {
-  for (const Tier& t : tiers().list)
-    if (std::strcmp(t.name, name) == 0) return &t.table;
-  return nullptr;
+  const Tier* tier = tiers().find(name);
+  return tier ? &tier->table : nullptr;
 }
 
 void tiles_begin() {

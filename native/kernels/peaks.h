@@ -19,6 +19,7 @@ struct PeakLoops {
 PeakLoops baseline_peaks();
 PeakLoops avx2_peaks();
 PeakLoops avx512_peaks();
+PeakLoops avx512_bf16_peaks();
 PeakLoops amx_peaks();
 
 }  // namespace trivet

@@ -6,8 +6,10 @@
 namespace trivet {
 
 Kernels baseline_table();
+Kernels baseline_pairs_table();  // bf16 sums in the order of vdpbf16ps: the twin of avx512_bf16
 Kernels avx2_table();
 Kernels avx512_table();
+Kernels avx512_bf16_table();
 Kernels amx_table();
 void amx_tiles_begin();
 void amx_tiles_end();

@@ -11,8 +11,10 @@ from trivet.errors import ConfigError
 Precision = Literal["auto", "bf16", "int8", "int4"]
 KvDtype = Literal["bf16", "int8"]
 
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")  # kernel tiers, slowest first
+
 ENVIRONMENT = {
-    "TRIVET_ISA": "force a kernel tier: baseline, avx2, avx512 or amx",
+    "TRIVET_ISA": f"force a kernel tier: {', '.join(ISAS[:-1])} or {ISAS[-1]}",
     "TRIVET_THREADS": "compute threads of this process",
     "TRIVET_CACHE_DIR": "where packed weights are kept",
     "TRIVET_LOG": "debug, info, warning or error",

@@ -85,7 +85,7 @@ def test_ctrl_c_before_a_command_is_130(capsys: pytest.CaptureFixture[str], monk
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("TRIVET_ISA", "sse", "must be one of baseline, avx2, avx512, amx"),
+        ("TRIVET_ISA", "sse", "must be one of baseline, avx2, avx512, avx512_bf16, amx"),
         ("TRIVET_LOG", "loud", "must be one of debug, info, warning, error"),
         ("TRIVET_PROFILE", "yes", "must be one of 0, 1"),
         ("TRIVET_THREADS", "0", "must be a number of 1 or more"),

@@ -11,7 +11,7 @@ import pytest
 
 from builds import REPO, core_objects
 
-TIERS = ("avx2", "avx512", "amx")
+TIERS = ("avx2", "avx512", "avx512_bf16", "amx")
 
 # An instruction is (function, mnemonic, operands). What is legacy SSE2 and x86-64 is for everybody.
 TILE = re.compile(r"tdp\w+|tile\w+|(ld|st)tilecfg")

@@ -1,10 +1,11 @@
 // Products for few rows, and for CPUs without tiles: VNNI for int8 and int4, f32 fma in the tile's order for bf16.
 //
 // R rows times P panels are computed at once: P streams of weights keep more loads in flight than one does, and each
-// weight is used R times from a register. vpdpbusd takes one unsigned operand: the activations, moved up by 128;
-// what that adds is 128 * colsum.
+// weight is used R times from a register. vpdpbusd takes one unsigned operand: the activations, moved up by 128 once for all
+// panels; what that adds is 128 * colsum.
 #include <immintrin.h>
 
+#include "kernels/avx512/moved_up.h"
 #include "kernels/common/epilogue.h"
 #include "kernels/tables.h"
 
@@ -19,10 +20,10 @@ TRIVET_INLINE const char* ahead_of(const void* panel, size_t at, size_t panel_by
   return static_cast<const char*>(panel) + ahead + (ahead < panel_bytes ? 0 : (streams - 1) * panel_bytes);
 }
 
-TRIVET_INLINE __m512i broadcast4(const int8_t* x) {
+TRIVET_INLINE __m512i broadcast4(const uint8_t* x) {
   int32_t v;
   __builtin_memcpy(&v, x, 4);
-  return _mm512_set1_epi32(v ^ int32_t(0x80808080));
+  return _mm512_set1_epi32(v);
 }
 
 // acc += u8 . s8 by fours. In assembly, since GCC 12 copies the accumulator of the intrinsic around at every use.
@@ -65,7 +66,7 @@ void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
     for (int r = 0; r < R; ++r) acc[r][p] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
   }
   const size_t panel_bytes = w.panel_bytes();
-  const int8_t* a = static_cast<const int8_t*>(x.data) + row * x.kp;
+  const uint8_t* a = static_cast<const uint8_t*>(x.data) + row * x.kp;  // moved up
   for (size_t k = 0; k < w.kp; k += 4) {
     __m512i v[P];
 #pragma GCC unroll 4
@@ -99,7 +100,7 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
   const __m512i low = _mm512_set1_epi8(15);
   const __m512i to_q = _mm512_broadcast_i32x4(_mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
   const size_t panel_bytes = w.panel_bytes();
-  const int8_t* a = static_cast<const int8_t*>(x.data) + row * x.kp;
+  const uint8_t* a = static_cast<const uint8_t*>(x.data) + row * x.kp;  // moved up
   for (size_t k = 0; k < w.kp; k += 64) {
     __m512i lo[R][P], hi[R][P];
 #pragma GCC unroll 4
@@ -209,14 +210,14 @@ void blocks(const Block (&table)[4][3], const Linear& w, const Rows& x, size_t b
 
 }  // namespace
 
-void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
+void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
   static constexpr Block table[4][3] = TRIVET_BLOCKS(block_i8);
-  blocks(table, w, x, begin, end, out);
+  blocks(table, w, moved_up(x, scratch), begin, end, out);
 }
 
-void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
+void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
   static constexpr Block table[4][3] = TRIVET_BLOCKS(block_i4);
-  blocks(table, w, x, begin, end, out);
+  blocks(table, w, moved_up(x, scratch), begin, end, out);
 }
 
 void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "kernels/avx512/many_rows.h"
+#include "kernels/avx512/moved_up.h"
 #include "kernels/avx512/unit.h"
 #include "kernels/avx512/unpack.h"
 #include "kernels/common/ahead.h"
@@ -18,6 +19,20 @@ namespace {
 TRIVET_INLINE __m512i dpbusd(__m512i acc, __m512i u, __m512i s) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
   return acc;
+}
+
+template <int R, int P>
+TRIVET_INLINE void finish_sums(const Linear& w, const Rows& x, size_t row, size_t panel, const __m512i (&acc)[R][P], const Output& out) {
+  for (int r = 0; r < R; ++r) {
+    vi sums[P];
+    for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[p], &acc[r][p], 64);
+    if constexpr (P % 2 == 0)
+      if (out.epilogue == Epilogue::kSiluMul) {
+        for (int p = 0; p < P; p += 2) finish_gate_up(w, x, panel + p, row + r, sums[p], sums[p + 1], out);
+        continue;
+      }
+    for (int p = 0; p < P; ++p) finish(w, x, panel + p, row + r, sums[p], out);
+  }
 }
 
 // R rows of x from `row` on, against P panels from `panel` on, which stand at b as w8 + 128.
@@ -46,16 +61,38 @@ void block(const Linear& w, const Rows& x, size_t row, const int32_t* starts, si
         for (int p = 0; p < P; ++p) acc[r][p] = dpbusd(acc[r][p], v[p], u);
       }
     }
-  for (int r = 0; r < R; ++r) {
-    vi sums[P];
-    for (int p = 0; p < P; ++p) __builtin_memcpy(&sums[p], &acc[r][p], 64);
-    if constexpr (P == 2)
-      if (out.epilogue == Epilogue::kSiluMul) {
-        finish_gate_up(w, x, panel, row + r, sums[0], sums[1], out);
-        continue;
-      }
-    for (int p = 0; p < P; ++p) finish(w, x, panel + p, row + r, sums[p], out);
+  finish_sums<R, P>(w, x, row, panel, acc, out);
+}
+
+// The same for rows that were moved up, against weights as they are packed.
+template <int R, int P>
+void block_of_moved(const Linear& w, const Rows& x, size_t row, size_t panel, const Ahead& ahead, const Output& out) {
+  __m512i acc[R][P];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    const __m512i start = _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(_mm512_loadu_si512(w.colsum + 16 * (panel + p)), 7));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r][p] = start;
   }
+  const uint8_t *codes = w.codes + panel * w.panel_bytes(), *moved = static_cast<const uint8_t*>(x.data) + row * x.kp;
+  const size_t panel_bytes = w.panel_bytes();
+  for (size_t line = 0; line < w.kp / 4; line += 4)
+#pragma GCC unroll 4
+    for (size_t part = 0; part < 4; ++part) {
+      ahead.at(line + part, part % 2);
+      __m512i v[P];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) v[p] = _mm512_load_si512(codes + p * panel_bytes + 64 * (line + part));
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        int32_t four;
+        __builtin_memcpy(&four, moved + r * w.kp + 4 * (line + part), 4);
+        const __m512i u = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) acc[r][p] = dpbusd(acc[r][p], u, v[p]);
+      }
+    }
+  finish_sums<R, P>(w, x, row, panel, acc, out);
 }
 
 // -128 times the sum of each row, modulo 2^32 as the products are: only the whole must fit.
@@ -75,6 +112,24 @@ void offset_i8(const Linear& w, size_t panel, size_t panels, uint8_t* out) {
   const uint8_t* codes = w.codes + panel * w.panel_bytes();
   for (size_t i = 0; i < panels * w.panel_bytes(); i += 64)
     _mm512_store_si512(out + i, _mm512_xor_si512(_mm512_load_si512(codes + i), high));
+}
+
+constexpr size_t kSomeRows = 48;  // scratch has room for 64; with more rows moving the weights instead no longer shows
+
+// Rows pass at least twice through two panels: the first time they wait for memory, and each time they ask for a share of
+// the next panels.
+void some_rows_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+#define TRIVET_BLOCK(R) {block_of_moved<R, 1>, block_of_moved<R, 2>},
+  static constexpr decltype(&block_of_moved<1, 1>) table[][2] = {TRIVET_EACH_ROWS(TRIVET_BLOCK)};
+#undef TRIVET_BLOCK
+  const Rows moved = moved_up(x, scratch);
+  for (size_t p = begin; p < end; p += 2) {
+    const uint8_t* next = w.codes + (p + 2) * w.panel_bytes();
+    for_runs(x.num, std::min((x.num + 1) / 2, Unit::kMostRows), [&](size_t r, size_t length, size_t run, size_t runs) {
+      const Ahead ahead = Ahead::share(next, w.panel_bytes(), run, runs, w.kp / 4);
+      table[length - 1][end - p < 2 ? 0 : 1](w, moved, r, p, ahead, out);
+    });
+  }
 }
 
 template <void (*to_u8)(const Linear&, size_t, size_t, uint8_t*)>
@@ -126,6 +181,7 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, const float* wide, s
 }  // namespace
 
 void many_rows_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  if (x.num <= kSomeRows) return some_rows_i8(w, x, begin, end, out, scratch);
   many_rows<offset_i8>(w, x, begin, end, out, scratch);
 }
 void many_rows_i4(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {

@@ -1,6 +1,7 @@
 // Peak loops of the avx512 tier: VNNI for int8, float FMA for bf16 (its bf16 kernels widen to float).
 #include <immintrin.h>
 
+#include "kernels/avx512/peak_loop.h"
 #include "kernels/common/read_streams.h"
 #include "kernels/peaks.h"
 
@@ -17,35 +18,6 @@ struct Vec {
     return words[0] ^ words[1] ^ words[2] ^ words[3] ^ words[4] ^ words[5] ^ words[6] ^ words[7];
   }
 };
-
-// Two units of latency 4 or 5 need ten chains; there are twelve, and each number from L1 is used twice, since two loads a
-// cycle would only just do. In assembly, since GCC 12 copies or spills the accumulators of the intrinsics. One step reads
-// 384 bytes at %15.
-constexpr size_t kSteps = 40;  // 15 KiB a round
-
-#define CHAINS(op, i, j, offset)               \
-  "vmovdqa64 " #offset "(%15), %12\n\t"        \
-  op " %12, %13, %" #i "\n\t"                  \
-  op " %12, %14, %" #j "\n\t"
-#define STEP(op)                                                                                              \
-  CHAINS(op, 0, 1, 0) CHAINS(op, 2, 3, 64) CHAINS(op, 4, 5, 128)                                              \
-  CHAINS(op, 6, 7, 192) CHAINS(op, 8, 9, 256) CHAINS(op, 10, 11, 320)
-
-#define PEAK_LOOP(name, op, operations_per_vector)                                                            \
-  double name(size_t rounds, uint8_t* scratch) {                                                              \
-    const __m512i a = _mm512_load_si512(scratch), b = _mm512_load_si512(scratch + 64);                        \
-    __m512i s0{}, s1{}, s2{}, s3{}, s4{}, s5{}, s6{}, s7{}, s8{}, s9{}, s10{}, s11{}, loaded;                 \
-    for (size_t r = 0; r < rounds; ++r)                                                                       \
-      for (size_t k = 0; k < kSteps; ++k)                                                                     \
-        asm volatile(STEP(op)                                                                                 \
-                     : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3), "+v"(s4), "+v"(s5), "+v"(s6), "+v"(s7),        \
-                       "+v"(s8), "+v"(s9), "+v"(s10), "+v"(s11), "=&v"(loaded)                                \
-                     : "v"(a), "v"(b), "r"(scratch + 384 * k)                                                 \
-                     : "memory");                                                                             \
-    const __m512i sums[] = {s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11};                                \
-    for (size_t i = 0; i < 12; ++i) _mm512_store_si512(scratch + 64 * i, sums[i]);                            \
-    return static_cast<double>(rounds) * kSteps * 12 * operations_per_vector;                                 \
-  }
 
 PEAK_LOOP(int8, "vpdpbusd", 128)
 PEAK_LOOP(f32, "vfmadd231ps", 32)

@@ -22,7 +22,7 @@ struct TileUnit : Unit {
 };
 
 // Up to these many rows the kernels that stream weights are quicker (docs/lab.md); the bits are the same.
-constexpr size_t kFewInt8 = 8, kFewInt4 = 4, kFewBf16 = 4;
+constexpr size_t kFewInt8 = 1, kFewInt4 = 4, kFewBf16 = 4;
 
 void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
   (x.num <= kFewInt8 ? avx512::linear_i8 : avx512::many_rows_i8)(w, x, begin, end, out, scratch);

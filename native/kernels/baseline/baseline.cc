@@ -1,4 +1,5 @@
-// The plain tier: SSE2, no intrinsics. It is the slow twin of the others, which must give the same bits.
+// The plain tier: SSE2, no intrinsics. It is the slow twin of the others, which must give the same bits; for the one tier
+// that sums bf16 in another order there is a second twin, baseline_pairs, which differs from the first in that alone.
 #include "kernels/common/epilogue.h"
 #include "kernels/common/table.h"
 #include "kernels/tables.h"
@@ -31,23 +32,41 @@ vi panel_i4(const Linear& w, const int8_t* x, size_t panel) {
   return load(acc);
 }
 
+// Sixteen pairs at p, times the pair at x, added to the sums so far.
+struct EvenOdd {  // as tdpbf16ps: 32 k at a time, even and odd apart
+  vf total, even{}, odd{};
+  void add(const uint16_t* p, const uint16_t* x) {  // a product of two bf16 is exact in f32
+    even = even + lanes(p, 0) * bf16_to_float(x[0]);
+    odd = odd + lanes(p, 1) * bf16_to_float(x[1]);
+  }
+  void after_32() {
+    total = total + (even + odd);
+    even = odd = vf{};
+  }
+  static vf lanes(const uint16_t* p, int which) {
+    float a[16];
+    for (int c = 0; c < 16; ++c) a[c] = bf16_to_float(p[2 * c + which]);
+    return load(a);
+  }
+};
+struct Pairs {  // as vdpbf16ps: one chain, odd before even
+  vf total;
+  void add(const uint16_t* p, const uint16_t* x) {
+    total = total + EvenOdd::lanes(p, 1) * bf16_to_float(x[1]);
+    total = total + EvenOdd::lanes(p, 0) * bf16_to_float(x[0]);
+  }
+  void after_32() {}
+};
+
+template <class Sum>
 vf panel_bf16(const Linear& w, const uint16_t* x, size_t panel) {
-  vf acc{};
+  Sum sum{vf{}};
   const uint16_t* p = reinterpret_cast<const uint16_t*>(w.codes) + panel * (w.panel_bytes() / 2);
   for (size_t k = 0; k < w.kp; k += 32) {
-    vf even{}, odd{};
-    for (int r = 0; r < 16; ++r, p += 32) {
-      float a[16], b[16];
-      for (int c = 0; c < 16; ++c) {
-        a[c] = bf16_to_float(p[2 * c]);
-        b[c] = bf16_to_float(p[2 * c + 1]);
-      }
-      even = even + load(a) * bf16_to_float(x[k + 2 * r]);  // a product of two bf16 is exact in f32
-      odd = odd + load(b) * bf16_to_float(x[k + 2 * r + 1]);
-    }
-    acc = acc + (even + odd);
+    for (int r = 0; r < 16; ++r, p += 32) sum.add(p, x + k + 2 * r);
+    sum.after_32();
   }
-  return acc;
+  return sum.total;
 }
 
 template <class X, auto panel_of>
@@ -61,34 +80,31 @@ void linear(const Linear& w, const Rows& x, size_t begin, size_t end, const Outp
   }
 }
 
+template <class Sum>
 struct Chain {
   template <bool kAdd>
   static void chain(size_t rows, const uint16_t* a, size_t lda, const uint16_t* const* b, size_t num, size_t ldb,
                     float* c, size_t ldc) {
     for (size_t r = 0; r < rows; ++r) {
-      vf acc = kAdd ? load(c + r * ldc) : vf{};
+      Sum sum{kAdd ? load(c + r * ldc) : vf{}};
       for (size_t i = 0; i < num; ++i) {
-        vf even{}, odd{};
-        for (int j = 0; j < 16; ++j) {
-          float x[16], y[16];
-          for (int l = 0; l < 16; ++l) {
-            x[l] = bf16_to_float(b[i][j * ldb + 2 * l]);
-            y[l] = bf16_to_float(b[i][j * ldb + 2 * l + 1]);
-          }
-          even = even + load(x) * bf16_to_float(a[r * lda + i * 32 + 2 * j]);
-          odd = odd + load(y) * bf16_to_float(a[r * lda + i * 32 + 2 * j + 1]);
-        }
-        acc = acc + (even + odd);
+        for (size_t j = 0; j < 16; ++j) sum.add(b[i] + j * ldb, a + r * lda + 32 * i + 2 * j);
+        sum.after_32();
       }
-      store(c + r * ldc, acc);
+      store(c + r * ldc, sum.total);
     }
   }
 };
 
+template <class Sum>
+Kernels table(const char* name) {
+  return make_table<TileProducts<Chain<Sum>>>(name, linear<uint16_t, panel_bf16<Sum>>, linear<int8_t, panel_i8>,
+                                              linear<int8_t, panel_i4>);
+}
+
 }  // namespace
 
-Kernels baseline_table() {
-  return make_table<TileProducts<Chain>>("baseline", linear<uint16_t, panel_bf16>, linear<int8_t, panel_i8>, linear<int8_t, panel_i4>);
-}
+Kernels baseline_table() { return table<EvenOdd>("baseline"); }
+Kernels baseline_pairs_table() { return table<Pairs>("baseline_pairs"); }
 
 }  // namespace trivet

@@ -7,10 +7,9 @@ import logging
 import os
 import sys
 
-from trivet.config import ENVIRONMENT, env, env_threads
+from trivet.config import ENVIRONMENT, ISAS, env, env_threads
 from trivet.errors import ConfigError
 
-ISAS = ("baseline", "avx2", "avx512", "amx")
 LEVELS = ("debug", "info", "warning", "error")
 
 

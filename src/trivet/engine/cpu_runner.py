@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from trivet import _core
-from trivet.config import EngineConfig, check_threads, env, env_threads
+from trivet.config import ISAS, EngineConfig, check_threads, env, env_threads
 from trivet.engine.memory import plan_kv
 from trivet.engine.step import Capabilities, StepBatch, StepResult
 from trivet.errors import ConfigError, UnsupportedCpu
@@ -148,8 +148,8 @@ def choose_isa() -> str:
     wanted = env("TRIVET_ISA")
     if wanted is None:
         return _core.isa()
-    if wanted not in ("baseline", "avx2", "avx512", "amx"):
-        raise ConfigError(f"TRIVET_ISA is {wanted!r}, but it must be baseline, avx2, avx512 or amx")
+    if wanted not in ISAS:
+        raise ConfigError(f"TRIVET_ISA is {wanted!r}, but it must be one of {', '.join(ISAS)}")
     available = _core.available_isas()
     if wanted not in available:
         raise UnsupportedCpu(

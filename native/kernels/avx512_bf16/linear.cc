@@ -1,0 +1,86 @@
+// bf16 products of the avx512_bf16 tier: for few rows, which wait for memory, and for many, which pass through two panels
+// in turn.
+#include "kernels/avx512_bf16/pairs.h"
+#include "kernels/avx512_bf16/tier.h"
+#include "kernels/common/ahead.h"
+#include "kernels/common/chain.h"
+#include "kernels/common/epilogue.h"
+
+namespace trivet::avx512_bf16 {
+namespace {
+
+constexpr size_t kPrefetch = 4096;  // bytes ahead in each stream of few rows; as in avx512/linear.cc
+
+template <int R, int P, class Fetch>
+TRIVET_INLINE void block(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out, Fetch&& fetch) {
+  vf sums[R][P];
+  const uint8_t* codes = w.codes + panel * w.panel_bytes();
+  const size_t panel_bytes = w.panel_bytes();
+  const uint16_t* a = static_cast<const uint16_t*>(x.data) + row * x.kp;
+  chains<R, P>(
+      a, x.kp, w.kp / 32, [](int, int) { return _mm512_setzero_ps(); },
+      [&](size_t i, size_t j, int p) {
+        const uint8_t* at = codes + size_t(p) * panel_bytes + 1024 * i + 64 * j;
+        fetch(at, i, j, p);
+        return at;
+      },
+      [&](int r, int p, __m512 sum) { __builtin_memcpy(&sums[r][p], &sum, 64); });
+  for (int r = 0; r < R; ++r) {
+    if constexpr (P % 2 == 0)
+      if (out.epilogue == Epilogue::kSiluMul) {
+        for (int p = 0; p < P; p += 2) finish_gate_up(w, x, panel + size_t(p), row + size_t(r), sums[r][p], sums[r][p + 1], out);
+        continue;
+      }
+    for (int p = 0; p < P; ++p) finish(w, x, panel + size_t(p), row + size_t(r), sums[r][p], out);
+  }
+}
+
+// P streams of weights from memory; each is read again from cache by the next rows.
+template <int R, int P>
+void few(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
+  const size_t panel_bytes = w.panel_bytes();
+  block<R, P>(w, x, row, panel, out, [&](const uint8_t* at, size_t i, size_t j, int) {
+    const bool is_inside = 1024 * i + 64 * j + kPrefetch < panel_bytes;  // else in the panel that this stream comes to next
+    _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch + (is_inside ? 0 : (P - 1) * panel_bytes)), _MM_HINT_T0);
+  });
+}
+
+// `run` of `runs`: each brings a share of the next two panels into L2.
+template <int R, int P>
+void many(const Linear& w, const Rows& x, size_t row, size_t panel, size_t run, size_t runs, const Output& out) {
+  const Ahead ahead = Ahead::share(w.codes + (panel + 2) * w.panel_bytes(), w.panel_bytes(), run, runs, w.kp / 2);
+  block<R, P>(w, x, row, panel, out, [&](const uint8_t*, size_t i, size_t j, int p) {
+    if (p == 0) ahead.at(16 * i + j, j % 2);
+  });
+}
+
+// Panels by four, then two, then one; rows by four inside each.
+void few_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out) {
+#define TRIVET_BLOCK(R) {few<R, 1>, few<R, 2>, few<R, 4>},
+  static constexpr decltype(&few<1, 1>) table[][3] = {TRIVET_BLOCK(1) TRIVET_BLOCK(2) TRIVET_BLOCK(3) TRIVET_BLOCK(4)};
+#undef TRIVET_BLOCK
+  for (size_t p = begin; p < end;) {
+    const size_t left = end - p, width = left >= 4 ? 2 : left >= 2 ? 1 : 0;
+    for_runs(x.num, 4, [&](size_t row, size_t length, size_t, size_t) { table[length - 1][width](w, x, row, p, out); });
+    p += size_t(1) << width;
+  }
+}
+
+void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out) {
+#define TRIVET_BLOCK(R) {many<R, 1>, many<R, 2>},
+  static constexpr decltype(&many<1, 1>) table[][2] = {TRIVET_BLOCK(1) TRIVET_BLOCK(2) TRIVET_BLOCK(3) TRIVET_BLOCK(4)
+                                                       TRIVET_BLOCK(5) TRIVET_BLOCK(6) TRIVET_BLOCK(7) TRIVET_BLOCK(8)};
+#undef TRIVET_BLOCK
+  for (size_t p = begin; p < end; p += 2)
+    for_runs(x.num, kMostRows, [&](size_t row, size_t length, size_t run, size_t runs) {
+      table[length - 1][end - p < 2 ? 0 : 1](w, x, row, p, run, runs, out);
+    });
+}
+
+}  // namespace
+
+void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
+  (x.num <= 4 ? few_rows : many_rows)(w, x, begin, end, out);
+}
+
+}  // namespace trivet::avx512_bf16

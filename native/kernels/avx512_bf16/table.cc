@@ -1,0 +1,58 @@
+// The avx512_bf16 tier, for CPUs with bf16 products but no tiles (Zen 4 and 5, Cooper Lake): attention on vdpbf16ps; int8
+// and int4 are those of avx512.
+#include "kernels/avx512_bf16/pairs.h"
+#include "kernels/avx512_bf16/tier.h"
+#include "kernels/common/chain.h"
+#include "kernels/common/table.h"
+#include "kernels/tables.h"
+
+namespace trivet {
+namespace {
+
+// c[r, 0..16 Q] (+)= chains of pairs for R rows.
+template <bool kAdd, int R, int Q, class At>
+void block(const uint16_t* a, size_t lda, size_t num, float* c, size_t ldc, At&& at) {
+  chains<R, Q>(
+      a, lda, num, [&](int r, int q) { return kAdd ? _mm512_loadu_ps(c + size_t(r) * ldc + 16 * q) : _mm512_setzero_ps(); },
+      at, [&](int r, int q, __m512 sum) { _mm512_storeu_ps(c + size_t(r) * ldc + 16 * q, sum); });
+}
+
+// 32 columns for any number of rows.
+template <bool kAdd, class At>
+TRIVET_INLINE void tile(size_t rows, const uint16_t* a, size_t lda, size_t num, float* c, size_t ldc, At&& at) {
+  for_runs(rows, kMostRows, [&](size_t r, size_t length, size_t, size_t) {
+    switch (length) {
+#define TRIVET_CASE(R) \
+  case R: return block<kAdd, R, 2>(a + r * lda, lda, num, c + r * ldc, ldc, at);
+      TRIVET_CASE(1) TRIVET_CASE(2) TRIVET_CASE(3) TRIVET_CASE(4) TRIVET_CASE(5) TRIVET_CASE(6) TRIVET_CASE(7) TRIVET_CASE(8)
+#undef TRIVET_CASE
+    }
+  });
+}
+
+struct PairProducts {
+  template <class F>
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, F&& meanwhile) {
+    for (size_t part = 0; part < pp / 32; ++part) meanwhile(part);
+    tile<false>(rows, q, pp, pp / 32, s, kKeyStep,
+                [&](size_t i, size_t j, int g) { return keys + 16 * size_t(g) * pp + 512 * i + 32 * j; });
+  }
+  template <class F>
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, F&& meanwhile) {
+    for (size_t p = 0; p < pp; p += 32) {
+      for (size_t i = 0; i < runs; ++i) meanwhile(i, p / 32);
+      tile<true>(rows, w, kKeyStep, runs, o + p, pp,
+                 [&](size_t i, size_t j, int g) { return vals[i] + 2 * (p + 16 * size_t(g) + j * pp); });
+    }
+  }
+};
+
+}  // namespace
+
+Kernels avx512_bf16_table() {
+  const Kernels avx512 = avx512_table();
+  return make_table<PairProducts>("avx512_bf16", avx512_bf16::linear_bf16, avx512.linear[int(LinearKind::kI8)],
+                                  avx512.linear[int(LinearKind::kI4)]);
+}
+
+}  // namespace trivet
