@@ -61,6 +61,9 @@ class NullRunner:
     def wait(self, handle: int, timeout_s: float) -> bool:
         return True
 
+    def prepare(self, num_used: int) -> bool:
+        return False
+
     def drop(self) -> None:
         """Nothing is under way."""
 

@@ -250,6 +250,12 @@ class PyExecutor {
     return out;
   }
   size_t block_bytes() const { return cache_->block_bytes(); }
+  void touch_kv(size_t begin, size_t end) const {
+    check(begin <= end && end <= cache_->bytes(), "bytes " + std::to_string(begin) + " to " + std::to_string(end) +
+          " are not within the " + std::to_string(cache_->bytes()) + " of the KV cache");
+    nb::gil_scoped_release release;
+    cache_->touch(begin, end);
+  }
 
  private:
   void leave_foreign_queue() {
@@ -322,6 +328,8 @@ void bind_step(nb::module_& m) {
       .def("set_profiling", &PyExecutor::set_profiling, nb::arg("on"), "Whether steps count the time of each operation.")
       .def("profile", &PyExecutor::profile, "Operation -> (seconds, calls, bytes of weights or KV that must be read, multiplications and additions), counted while profiling was on.")
       .def_prop_ro("block_bytes", &PyExecutor::block_bytes, "Bytes of KV of one block over all layers.")
+      .def("touch_kv", &PyExecutor::touch_kv, nb::arg("begin"), nb::arg("end"),
+           "Brings these bytes of the KV cache, block after block, into memory; what is stored stays.")
       .def("submit", &PyExecutor::submit, nb::arg("token_ids").noconvert(), nb::arg("seq_starts").noconvert(),
            nb::arg("context_lens").noconvert(), nb::arg("block_tables").noconvert(), nb::arg("sample_rows").noconvert(),
            nb::arg("temperature").noconvert(), nb::arg("top_k").noconvert(), nb::arg("top_p").noconvert(),

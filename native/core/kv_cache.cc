@@ -13,13 +13,18 @@ KvCache::KvCache(const std::vector<KvShape>& layers, size_t num_blocks, size_t b
     block_bytes_ += head_bytes * shape.num_kv_heads;
   }
   block_bytes_ += kBlockPadBytes;
-  mapped_ = block_bytes_ * num_blocks_;
+  mapped_ = bytes();
   void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   base_ = static_cast<uint8_t*>(p);
 }
 
 KvCache::~KvCache() { munmap(base_, mapped_); }
+
+void KvCache::touch(size_t begin, size_t end) const {
+  constexpr size_t kPage = 4096;
+  for (size_t i = begin; i < end; i = (i / kPage + 1) * kPage) asm volatile("lock orb $0, %0" : "+m"(base_[i]));
+}
 
 KvView KvCache::view(size_t layer, size_t head) const {
   const Layer& l = layers_[layer];

@@ -66,6 +66,8 @@ class FakeEngine:
         self.running: dict[tuple[str, int], list[int]] = {}  # what is still to be said
         self.requests: dict[str, EngineRequest] = {}
         self.num_steps = 0
+        self.num_prepared = self.num_to_prepare = 0
+        self.preparing: Callable[[], None] = lambda: None  # called by each `prepare`
 
     @property
     def has_work(self) -> bool:
@@ -106,6 +108,12 @@ class FakeEngine:
             if reason is not None:
                 self._end(key)
         return events
+
+    def prepare(self) -> bool:
+        assert not self.has_work
+        self.num_prepared += 1
+        self.preparing()
+        return self.num_prepared < self.num_to_prepare
 
     def stats(self) -> EngineStats:
         zeros = dict.fromkeys(EngineStats.__struct_fields__, 0)

@@ -67,6 +67,7 @@ class FakeRunner:
     fail_computing: Exception | None = None
     damage: set[int] = field(default_factory=set)
     batches: list[StepBatch] = field(default_factory=list)
+    prepared: list[int] = field(default_factory=list)  # what `prepare` was called with
 
     def __post_init__(self) -> None:
         self._kv = np.arange(self.num_blocks * self.block_size, dtype=np.uint64) * np.uint64(0x1234567)
@@ -120,6 +121,11 @@ class FakeRunner:
         if isinstance(result, Exception):
             raise result
         return result
+
+    def prepare(self, num_used: int) -> bool:
+        assert not self._results, "a step is under way"
+        self.prepared.append(num_used)
+        return len(self.prepared) < 3
 
     def drop(self) -> None:
         self._results.clear()

@@ -1,4 +1,4 @@
-// The paged KV cache: address space is reserved at load, a page is touched when its block is first used.
+// The paged KV cache: address space is reserved at load, a page is touched when its block is first used, or by `touch`.
 //
 // Order in memory: block, layer, key/value head, then what kernels.h says of one head. So one block's pages are together,
 // and memory grows with the blocks in use.
@@ -30,8 +30,11 @@ class KvCache {
   size_t num_blocks() const { return num_blocks_; }
   size_t block_size() const { return block_size_; }
   size_t block_bytes() const { return block_bytes_; }
+  size_t bytes() const { return block_bytes_ * num_blocks_; }
   bool int8() const { return int8_; }
   KvView view(size_t layer, size_t head) const;
+  // Writes to every page of these bytes without changing them, so that they are in memory; a step may run meanwhile.
+  void touch(size_t begin, size_t end) const;
 
  private:
   struct Layer {

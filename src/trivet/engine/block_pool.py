@@ -30,6 +30,7 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self.on_evict: Callable[[int], None] = _nothing
+        self.num_ever_used = 0  # 1 + the highest id that was ever given out
         self._num_refs = [0] * num_blocks
         self._kept = bytearray(num_blocks)
         # A stack: the lowest ids first and what was freed last, so that few memory pages are ever touched.
@@ -64,6 +65,8 @@ class BlockPool:
         """A block with one reference; the longest parked one is given up if none is free. Raises OutOfBlocks."""
         if self._free:
             block = self._free.pop()
+            if block >= self.num_ever_used:
+                self.num_ever_used = block + 1
         elif self._parked:
             block = self._parked.popitem(last=False)[0]
             self._kept[block] = 0

@@ -13,6 +13,7 @@ import numpy as np
 
 from trivet import _core
 from trivet.config import ISAS, EngineConfig, check_threads, env, env_threads
+from trivet.engine.kv_ahead import KvAhead
 from trivet.engine.memory import plan_kv
 from trivet.engine.step import Capabilities, StepBatch, StepResult
 from trivet.errors import ConfigError, UnsupportedCpu
@@ -43,6 +44,8 @@ class CpuRunner:
         budget = plan_kv(packed.spec, config, weight_bytes=packed.weight_bytes, scratch_bytes=executor(1).scratch_bytes)
         self._notes = budget.notes
         self._executor: _core.Executor | None = executor(budget.num_blocks)
+        block_bytes = self._executor.block_bytes
+        self._ahead = KvAhead(block_bytes * budget.num_blocks, block_bytes, self._touch_kv)
         self._profiling = env("TRIVET_PROFILE") == "1"
         self._executor.set_profiling(self._profiling)
         numerics = "|".join([packed.digest, packed.precision, cache.dtype, _core.isa(), str(KERNEL_REVISION)])
@@ -111,6 +114,13 @@ class CpuRunner:
         _, out = self._under_way.popleft()
         start_s, end_s = self._executor.collect()
         return StepResult(**out, start_s=start_s, end_s=end_s)
+
+    def prepare(self, num_used: int) -> bool:
+        return self._ahead.advance(num_used)
+
+    def _touch_kv(self, begin: int, end: int) -> None:
+        if self._executor is not None:
+            self._executor.touch_kv(begin, end)
 
     def drop(self) -> None:
         while self._under_way and self._executor is not None:

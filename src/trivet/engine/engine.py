@@ -176,6 +176,10 @@ class Engine:
         events, self._events = self._events, []
         return events
 
+    def prepare(self) -> bool:
+        """Gets ready for some ms for what may come; False: there was nothing to do. For when it has no work."""
+        return self._runner.prepare(self.scheduler.pool.num_ever_used)
+
     def _advance(self) -> None:
         """Plans and submits the next step, if there is one."""
         if self._deadlines:

@@ -17,6 +17,7 @@ from trivet.errors import EngineDied, EngineGone, NotReady
 log = logging.getLogger("trivet")
 
 STATS_INTERVAL_S = 0.1
+IDLE_S = 0.25  # without work, before the engine gets ready for more
 MAX_FAILED_STEPS = 3  # in a row, each on a fresh engine; then the loop gives up
 
 
@@ -37,6 +38,7 @@ class SteppedEngine(Protocol):
     def add(self, request: EngineRequest) -> None: ...
     def cancel(self, request_id: str, index: int | None = None) -> None: ...
     def step(self, take_in: Callable[[], None] | None = None) -> list[EngineEvent]: ...
+    def prepare(self) -> bool: ...
     def stats(self) -> EngineStats: ...
 
 
@@ -49,12 +51,14 @@ class EngineLoop:
         publish: Callable[[list[EngineEvent]], None],
         *,
         is_replaced: bool = False,
+        idle_s: float = IDLE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`is_replaced`: when it breaks, another process takes over."""
         self._make_engine = make_engine
         self._publish = publish
         self._is_replaced = is_replaced
+        self._idle_s = idle_s
         self._clock = clock
         self._engine = make_engine()
         self._open = OpenRequests()
@@ -169,12 +173,24 @@ class EngineLoop:
 
     def _wait(self) -> bool:
         """Sleeps until there is something to do; False: the thread shall end."""
+        may_prepare, quiet_s = True, self._idle_s
+        while not self._is_called_within(quiet_s if may_prepare else None):
+            may_prepare, quiet_s = self._prepare(), 0.0
+        return not self._stopping and (bool(self._inbox) or self._engine.has_work)
+
+    def _prepare(self) -> bool:
+        try:
+            return self._engine.prepare()
+        except Exception:  # nobody waits for it: what comes is served without
+            log.exception("the engine could not get ready ahead")
+            return False
+
+    def _is_called_within(self, timeout_s: float | None) -> bool:
+        """Whether there is something to do, or a reason to end, within so many seconds; None: sleeps until there is."""
         with self._wakeup:
-            while not (self._stopping or self._inbox or self._engine.has_work):
-                if self._draining:
-                    return False
-                self._wakeup.wait()
-        return not self._stopping
+            return self._wakeup.wait_for(
+                lambda: self._stopping or self._draining or bool(self._inbox) or self._engine.has_work, timeout_s
+            )
 
     def _turn(self) -> None:
         """Takes in what came, runs one step, publishes what came out."""

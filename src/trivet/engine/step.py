@@ -104,6 +104,13 @@ class Runner(Protocol):
 
     def collect(self, handle: int) -> StepResult: ...
 
+    def prepare(self, num_used: int) -> bool:
+        """Gets a little memory beyond the blocks below `num_used` ready, for some ms; False: there was nothing to do.
+
+        Not called while a step is under way.
+        """
+        ...
+
     def drop(self) -> None:
         """Waits for the steps under way and forgets what they gave."""
         ...

@@ -1,0 +1,33 @@
+"""`KvAhead`: which KV memory is brought in before it is needed, while there is nothing else to do.
+
+On a virtual machine the first use of a page waits until the host has found the memory: up to 12 us (docs/lab.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+AHEAD_BYTES = 256 * 2**20
+CHUNK_BYTES = 2**20  # 3 ms where a page costs 12 us: a request that comes in meanwhile waits for no more
+
+
+class KvAhead:
+    """Goes through the KV cache from its start, as the block pool does, and stays within it."""
+
+    def __init__(self, kv_bytes: int, block_bytes: int, touch: Callable[[int, int], None]) -> None:
+        """`touch` brings the bytes from its first argument to its second into memory."""
+        self._kv_bytes = kv_bytes
+        self._block_bytes = block_bytes
+        self._touch = touch
+        self._end = 0  # what lies before it was touched, or belongs to blocks that were used
+
+    def advance(self, num_used: int) -> bool:
+        """Brings in one chunk beyond the blocks below `num_used`; False: there was nothing to do."""
+        used = num_used * self._block_bytes
+        begin = max(self._end, used)
+        end = min(begin + CHUNK_BYTES, used + AHEAD_BYTES, self._kv_bytes)
+        if end <= begin:
+            return False
+        self._touch(begin, end)
+        self._end = end
+        return True

@@ -1,0 +1,203 @@
+"""KV memory that an idle engine brings in ahead of its use: how much, when, and that nothing stored changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_engine import FakeEngine
+from fake_runner import FakeRunner
+from listening import Listener, request
+
+from checkpoints import make_checkpoint
+from steps import batch_of_one, logits_of, make_runner
+from trivet.config import CacheConfig, SchedulerConfig
+from trivet.engine.block_pool import BlockPool
+from trivet.engine.engine import Engine
+from trivet.engine.kv_ahead import AHEAD_BYTES, CHUNK_BYTES, KvAhead
+from trivet.engine.loop import EngineLoop
+from trivet.engine.messages import EngineEvent
+
+MIB = 2**20
+BLOCK = 3 * MIB + 4160
+VOCAB = 320
+
+
+class Touched:
+    """Keeps what was touched, and that each byte was touched once, in order and in small pieces."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+
+    def __call__(self, begin: int, end: int) -> None:
+        assert 0 < end - begin <= CHUNK_BYTES
+        assert not self.ranges or begin >= self.ranges[-1][1]
+        self.ranges.append((begin, end))
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(end - begin for begin, end in self.ranges)
+
+
+def run_out(ahead: KvAhead, num_used: int) -> None:
+    while ahead.advance(num_used):
+        pass
+
+
+def test_so_much_is_brought_in_ahead_of_the_highest_block_and_no_more() -> None:
+    touched = Touched()
+    ahead = KvAhead(1000 * BLOCK, BLOCK, touched)
+    run_out(ahead, 0)
+    assert touched.num_bytes == AHEAD_BYTES
+    run_out(ahead, 2)
+    assert touched.ranges[-1][1] == AHEAD_BYTES + 2 * BLOCK
+    assert touched.num_bytes == AHEAD_BYTES + 2 * BLOCK
+    assert not ahead.advance(1), "what was used before does not count for less later"
+    run_out(ahead, 500)  # far beyond: what blocks in use have touched themselves is passed over
+    assert touched.num_bytes == 2 * AHEAD_BYTES + 2 * BLOCK
+    assert touched.ranges[-1][1] == AHEAD_BYTES + 500 * BLOCK
+
+
+def test_never_more_than_the_cache_has() -> None:
+    touched = Touched()
+    ahead = KvAhead(5 * BLOCK, BLOCK, touched)
+    run_out(ahead, 1)
+    assert (touched.ranges[0][0], touched.ranges[-1][1]) == (BLOCK, 5 * BLOCK)
+    assert not ahead.advance(5)
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+def closing(loop: EngineLoop) -> None:
+    loop.drain()
+    assert loop.join(10)
+
+
+def test_an_idle_loop_prepares_until_nothing_is_left_and_again_after_work(listener: Listener) -> None:
+    engine = FakeEngine()
+    engine.num_to_prepare = 5
+    loop = EngineLoop(lambda: engine, listener, idle_s=0.0)
+    looked_again = threading.Event()
+    num_prepared_at_step: list[int] = []
+    step = engine.step
+
+    def noting_step(take_in: Callable[[], None] | None = None) -> list[EngineEvent]:
+        num_prepared_at_step.append(engine.num_prepared)
+        return step(take_in)
+
+    def preparing() -> None:
+        if engine.num_prepared == 3:
+            loop.submit(request("while preparing", max_tokens=1))
+        if engine.num_prepared == 5:
+            loop.submit(request("when done", max_tokens=1))
+        if engine.num_prepared == 6:
+            looked_again.set()
+
+    engine.step = noting_step  # type: ignore[method-assign]
+    engine.preparing = preparing
+    loop.start()
+    listener.wait_finished("while preparing", "when done")
+    assert num_prepared_at_step == [3, 5], "a request waits for one piece, and nothing is prepared before it"
+    assert looked_again.wait(10)
+    closing(loop)
+    assert engine.num_prepared == 6, "after work it looks once, and then sleeps for good"
+
+
+def test_a_loop_that_was_not_idle_for_long_prepares_nothing(listener: Listener) -> None:
+    engine = FakeEngine()
+    engine.num_to_prepare = 1000
+    loop = EngineLoop(lambda: engine, listener, idle_s=600.0)
+    loop.start()
+    for number in range(20):
+        loop.submit(request(str(number)))
+        listener.wait_finished(str(number))
+    closing(loop)
+    assert engine.num_prepared == 0
+
+
+def test_a_loop_that_cannot_prepare_serves(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine()
+    tried = threading.Event()
+
+    def failing() -> None:
+        tried.set()
+        raise OSError("no memory ahead")
+
+    engine.preparing = failing
+    loop = EngineLoop(lambda: engine, listener, idle_s=0.0)
+    loop.start()
+    assert tried.wait(10)
+    loop.submit(request("a"))
+    listener.wait_finished("a")
+    assert len(listener.tokens("a")) == 8
+    closing(loop)
+    assert "could not get ready ahead" in caplog.text
+
+
+def test_the_engine_says_how_far_its_blocks_were_used() -> None:
+    runner = FakeRunner(num_blocks=16)
+    engine = Engine(runner, SchedulerConfig(), CacheConfig(prefix_caching=False), clock=runner.clock)
+    assert engine.prepare()
+    engine.submit(request("a", "\x05" * 70))
+    while engine.has_work:
+        engine.step()
+    assert engine.prepare()
+    assert not engine.prepare()
+    assert runner.prepared == [0, 3, 3]  # 78 tokens in blocks of 32
+
+
+def test_blocks_used_before_go_before_fresh_ones() -> None:
+    pool = BlockPool(8)
+    table = [pool.allocate() for _ in range(3)]
+    assert pool.num_ever_used == 3
+    pool.release(table)
+    again = [pool.allocate() for _ in range(4)]
+    assert set(again[:3]) == set(table) and pool.num_ever_used == 4
+    for block in again[:3]:
+        pool.keep(block)
+    pool.release(again)
+    pool.forget_kept()
+    assert {pool.allocate() for _ in range(4)} == set(again)
+    assert pool.num_ever_used == 4
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_resident_memory_grows_by_what_is_touched_and_what_is_stored_stays(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m")
+    runner = make_runner(folder, num_blocks=2048)
+    kv_bytes = runner.info_fields()["kv_bytes"]
+    assert 16 * MIB < kv_bytes < AHEAD_BYTES
+    ids = [5, 9, 2, 7]
+    expected = logits_of(runner, ids, [1])[3:].tobytes()
+    runner.collect(runner.submit(batch_of_one(ids[:3], 0, VOCAB, [0])))
+    before = resident_bytes()
+    num_chunks = 0
+    while runner.prepare(0):  # the block in use too
+        num_chunks += 1
+    grown = resident_bytes() - before
+    assert num_chunks == -(-kv_bytes // CHUNK_BYTES)
+    assert kv_bytes - MIB < grown < kv_bytes + MIB
+    assert not runner.prepare(0) and resident_bytes() - before < kv_bytes + MIB
+    last = runner.collect(runner.submit(batch_of_one(ids[3:], 3, VOCAB, [0])))
+    assert np.asarray(last.logits).tobytes() == expected
+
+
+def test_a_range_outside_the_cache_is_refused(tmp_path: Path) -> None:
+    runner = make_runner(make_checkpoint(tmp_path / "m"), num_blocks=4)
+    executor = runner._executor
+    assert executor is not None
+    executor.touch_kv(0, 4 * executor.block_bytes)
+    for begin, end in ((0, 4 * executor.block_bytes + 1), (2, 1)):
+        with pytest.raises(ValueError, match="not within the"):
+            executor.touch_kv(begin, end)
+    runner.close()
+    assert not runner.prepare(4)
