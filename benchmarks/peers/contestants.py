@@ -25,6 +25,9 @@ Bits = Literal[4, 8, 16]
 LLAMA = {"batch": 2048, "micro_batch": 512}
 # OpenVINO computes in bf16 unless told; with f32 it decodes faster (int4 32 -> 41 tok/s) and prefills at half the speed
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
+ROOM_PEERS = ("trivet", "openvino", "vllm")  # they take all the room for KV that they are given, prompt after prompt
+SERVER_KV_GIB = 5  # of vLLM's server
+MAX_FILLS = 128  # turns; more than any row of a model of 0.6 B needs
 SERVER_VERSIONS = {"llama.cpp": LLAMA_SDIST, "vllm": VLLM}
 
 
@@ -35,7 +38,7 @@ class Place:
     home: Path  # of the peers, as setup.py fills it
     model: Path
     threads: int
-    kv_gib: int = 5  # at least; more where the work needs it
+    kv_gib: int = 2  # in-process, at least; more where the work needs it
     fill_kv: bool = False  # llama.cpp, too, gets room for kv_gib instead of just enough
     tier: str = "native"  # of the instruction sets; llama.cpp and ours are built for several
 
@@ -135,12 +138,27 @@ def kv_bytes(place: Place, context: int, streams: int) -> int:
     return streams * (context + 64) * place.kv_bytes_per_token
 
 
+def _room_gib(place: Place, context: int, streams: int) -> int:
+    return max(place.kv_gib, -(-kv_bytes(place, context, streams) // 2**30))
+
+
+def kv_fills(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
+    """How often the KV of a turn goes into the contestant's room for KV; 1 where it gets no more room than that."""
+    if contestant.peer not in ROOM_PEERS:
+        return 1
+    context, streams = work["prompt"] + work["output"], work["streams"]
+    room = _room_gib(place, context, streams) << 30
+    values = 2 if contestant.settings.get("kv_precision") == "int8" else 1  # in the bytes of a 16-bit one
+    tokens = streams * context - (streams - 1) * work.get("shared", 0)
+    return min(MAX_FILLS, -(-room * values // (tokens * place.kv_bytes_per_token)))
+
+
 def memory_need(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
     """Bytes that a worker may come to use: 3 GiB, and the KV that it fills, or takes at once."""
     context = max(_longest(work["prompt"]) + _longest(work["output"]), work.get("long", 0))
     filled = kv_bytes(place, context, work.get("streams", 1))
-    if contestant.peer in ("vllm", "openvino"):
-        filled = max(filled, place.kv_gib << 30)
+    if contestant.peer in ROOM_PEERS:
+        filled = max(filled, (place.kv_gib if contestant.kind == "engine" else SERVER_KV_GIB) << 30)
     return (3 << 30) + filled
 
 
@@ -156,7 +174,7 @@ def _longest(tokens: int | list[int]) -> int:
 
 def _settings(contestant: Contestant, place: Place, context: int, streams: int) -> dict[str, Any]:
     own = {name: value for name, value in contestant.settings.items() if name != "artifact"}
-    kv_gib = max(place.kv_gib, -(-kv_bytes(place, context, streams) // 2**30))
+    kv_gib = _room_gib(place, context, streams)
     kv = {"kv_gib": kv_gib, "max_tokens": 4096}
     if contestant.peer == "trivet":
         return {"model": str(place.model), "threads": place.threads, "memory": kv_gib << 30,
@@ -201,7 +219,7 @@ def _server(contestant: Contestant, place: Place, work: dict[str, Any]) -> dict[
             str(LLAMA["micro_batch"]), "-fa", "on", "--host", "127.0.0.1", "--port", "{port}", "--alias", "x",
         ]}  # fmt: skip
     return {**common, "environment": {
-        "VLLM_CPU_KVCACHE_SPACE": str(place.kv_gib), "VLLM_CPU_OMP_THREADS_BIND": f"0-{place.threads - 1}",
+        "VLLM_CPU_KVCACHE_SPACE": str(SERVER_KV_GIB), "VLLM_CPU_OMP_THREADS_BIND": f"0-{place.threads - 1}",
         "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": "",
     }, "command": [
         str(python_of(place.home, "vllm")), "-m", "vllm.entrypoints.openai.api_server", "--model",

@@ -26,6 +26,7 @@ from benchmarks.peers.contestants import (
     CONTESTANTS,
     Contestant,
     Place,
+    kv_fills,
     memory_need,
     shown_settings,
     worker_command,
@@ -79,6 +80,15 @@ def warm_up(row: Row) -> Message:
     return {**work, "seed": seed_of(row, WARM_UP_ROUND)}
 
 
+def fill(row: Row, number: int) -> Message:
+    """Work that takes the KV of one turn and decodes nothing: prompts as long as the row's with their answers."""
+    work = row.work["work"]
+    return {
+        **row.work, "work": "prefill" if work == "decode" else work, "output": 1,
+        "prompt": row.work["prompt"] + row.work["output"] - 1, "seed": -1 - number - seed_of(row, 0),
+    }  # fmt: skip
+
+
 class Turns:
     """Turns of contestants, each in a worker that stays loaded while there is memory for it."""
 
@@ -96,6 +106,10 @@ class Turns:
         command = worker_command(contestant, self.place, row.work)
         need = memory_need(contestant, self.place, row.work)
         with self.pool.use(tuple(command), lambda: self._begin(contestant, command), need_bytes=need) as worker:
+            if not (worker.filled or row.repeat_prompts or contestant.kind == "server"):
+                for fills in range(kv_fills(contestant, self.place, row.work)):
+                    worker.ask(fill(row, fills), timeout_s=row.turn_s)
+                worker.filled = True
             if row.name not in worker.warm:
                 worker.ask(warm_up(row), timeout_s=row.turn_s)
                 worker.warm.add(row.name)

@@ -33,6 +33,7 @@ class Worker:
                 start_new_session=True,
             )  # fmt: skip
         self._partial = b""
+        self.filled = False  # whether its room for KV was used once
         self.warm: set[str] = set()  # the rows whose work it has done
         try:
             self.about = self._read(timeout_s)

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,9 @@ def test_one_runs_and_the_longest_unused_goes_when_memory_is_short(tmp_path: Pat
 def test_memory_is_asked_for_by_what_is_taken(place: Place) -> None:
     work = {**DECODE, "streams": 8, "prompt": 8192}
     ours, vllm = (contestants.memory_need(CONTESTANTS[n], place, work) for n in ("trivet/int8", "vllm/w8a8"))
-    assert ours == (3 << 30) + 8 * (8192 + 4 + 64) * 2 * 2 * 2 * 4 and vllm == 8 << 30
+    assert ours == vllm == (3 << 30) + (2 << 30), "the room is filled"
+    llama = contestants.memory_need(CONTESTANTS["llama.cpp/Q8_0"], place, work)
+    assert llama == (3 << 30) + 8 * (8192 + 4 + 64) * 2 * 2 * 2 * 4
 
 
 # --- a row --------------------------------------------------------------------------------------------------------
@@ -238,6 +241,67 @@ def test_every_row_and_round_has_prompts_of_its_own() -> None:
     assert len(seeds) == 7 * (len(ROWS) - fixed) + fixed
     assert run.warm_up(ROWS["R3.8"])["output"] == run.WARM_UP_TOKENS
     assert run.warm_up(ROWS["R7.1"])["output"] == 64
+
+
+class Noting:
+    """A worker, and the pool that has it; notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.about: dict[str, Any] = {}
+        self.warm: set[str] = set()
+        self.filled = False
+
+    @contextmanager
+    def use(self, *args: object, **more: object) -> Iterator[Noting]:
+        yield self
+
+    def ask(self, command: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+        self.asked.append(command)
+        return {"tokens": 8, "seconds": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "rooms"), [("trivet/int8", 1), ("trivet/int8+kv8", 2), ("vllm/w8a8", 1), ("llama.cpp/Q8_0", 0)]
+)
+def test_the_room_for_kv_is_filled_once_before_the_first_turn(place: Place, name: str, rooms: int) -> None:
+    """`rooms`: of 16-bit keys and values; 0: no more than the KV of a turn."""
+    big = replace(place, kv_gib=1)
+    row = replace(ROW, work={"work": "decode", "streams": 512, "prompt": 8192, "output": 8192})
+    turn_bytes = 512 * 16384 * place.kv_bytes_per_token
+    worker = Noting()
+    turns = run.Turns(big, worker)  # type: ignore[arg-type]
+    for number in range(2):
+        assert turns(row, CONTESTANTS[name], number)["value"] == 4.0
+    *fills, warm_up, first, second = worker.asked
+    assert [work["seed"] for work in (first, second)] == [run.seed_of(row, number) for number in range(2)]
+    assert warm_up["output"] == run.WARM_UP_TOKENS
+    room = max(1, -(-contestants.kv_bytes(big, 16384, 512) // 2**30)) << 30
+    assert len(fills) == max(1, -(-room * rooms // turn_bytes))
+    assert all((f["work"], f["prompt"], f["output"], f["streams"]) == ("prefill", 16383, 1, 512) for f in fills)
+    assert len({work["seed"] for work in worker.asked}) == len(worker.asked), "no prompt is in a cache"
+
+
+def test_a_shared_beginning_takes_room_once(place: Place) -> None:
+    work = {"work": "shared", "streams": 512, "prompt": 16383, "shared": 8192, "output": 1}
+    turn_bytes = (8192 + 512 * 8192) * place.kv_bytes_per_token
+    fills = contestants.kv_fills(CONTESTANTS["trivet/int8"], replace(place, kv_gib=1), work)
+    assert fills == -(-(2**30) // turn_bytes) == 8
+
+
+def test_what_a_fill_takes_is_what_a_turn_takes() -> None:
+    for row in ROWS.values():
+        if row.work["work"] in ("decode", "prefill", "shared"):
+            work = run.fill(row, 0)
+            assert work["prompt"] + work["output"] == row.work["prompt"] + row.work["output"]
+            assert work.get("shared") == row.work.get("shared") and work["streams"] == row.work["streams"]
+
+
+@pytest.mark.parametrize("row", [ROWS["R4.8"], ROWS["R7.1"]])
+def test_servers_and_repeated_prompts_are_not_filled(place: Place, row: Row) -> None:
+    worker = Noting()
+    run.Turns(place, worker)(row, CONTESTANTS[row.ours[0]], 0)  # type: ignore[arg-type]
+    assert len(worker.asked) == 2
 
 
 # --- who takes part -----------------------------------------------------------------------------------------------
