@@ -2,7 +2,7 @@
 
 It follows the equations at the top of native/core/step.cc: weights as unpacked, activations rounded to bf16 or
 quantized to int8 a token, what is kept between products and queries in bf16, keys and values as stored, attention
-weights in bf16 against the running maximum of 128-key steps. Everything between is exact to float64, so what differs
+weights in bf16 against a reference that follows the maximum of 128-key steps. Everything between is exact to float64, so what differs
 from the core is float32 rounding, and a rare value that such an error carries over a rounding boundary.
 """
 
@@ -104,7 +104,8 @@ class Twin:
         total, out, most = np.zeros(len(s)), np.zeros((len(s), v.shape[1])), np.full(len(s), -np.inf)
         for begin in range(first, min(first + KEY_SEGMENT, len(v)), KEY_STEP):
             part = s[:, begin : begin + KEY_STEP]
-            new = np.maximum(most, part.max(1))
+            top = part.max(1)
+            new = np.where((top - most) * np.log2(np.e) <= 8, most, top)  # the reference moves by 2^8 at least
             a, e = np.exp(most - new), np.exp(part - new[:, None])
             w = bf16(e * v_scale[begin : begin + KEY_STEP])
             total, out, most = total * a + e.sum(1), out * a[:, None] + w @ v[begin : begin + KEY_STEP], new

@@ -3,7 +3,8 @@
 // For each step of kKeyStep keys at fixed multiples of position (rows r, keys j, widths p):
 //   s[r, j] = q[r] . k[j]                   bf16 products in the order of tdpbf16ps; int8 keys: times their key's scale
 //   keys past position[r]: s = -inf
-//   m' = max(m, max_j s); a = 2^((m - m') c); w[r, j] = 2^((s[r, j] - m') c), where c = scale * log2(e)
+//   m' = max_j s if that is above m by more than 8 / c, else m; a = 2^((m - m') c); w[r, j] = 2^((s[r, j] - m') c), where
+//   c = scale * log2(e). m only has to keep powers in range: moved at every new maximum, it cost a pass through o each time
 //   l = l * a + sum_j w[r, j]               16 lanes, in order of j, then one tree
 //   o[r] = o[r] * a + w[r] . v              w rounded to bf16 (int8 values: after the factor of the key's value scale);
 //                                           the product is added 32 keys at a time
@@ -172,7 +173,7 @@ void attend_item(const AttendItem& it, float* out, float* row_max, float* row_su
       vf m = load(row);
       for (size_t j = 16; j < seen; j += 16) m = max(m, load(row + j));
       const float step_max = max_lane(m);
-      const float old_max = row_max[r], new_max = old_max > step_max ? old_max : step_max;
+      const float old_max = row_max[r], new_max = (step_max - old_max) * c <= 8.0f ? old_max : step_max;  // NaN moves it
       const float a = old_max == new_max ? 1.0f : exp2(splat((old_max - new_max) * c))[0];
       vf total{};
       for (size_t j = 0; j < seen; j += 16) {

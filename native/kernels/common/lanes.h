@@ -88,6 +88,10 @@ TRIVET_INLINE void store(float* p, const vf& v) {
 
 TRIVET_INLINE vi as_int(const vf& x) { return (vi)x; }
 TRIVET_INLINE vf as_float(const vi& x) { return (vf)x; }
+TRIVET_INLINE vf fma(const vf& a, const vf& b, const vf& c) {
+  return {(vf::Half)_mm256_fmadd_ps((__m256)a.lo, (__m256)b.lo, (__m256)c.lo),
+          (vf::Half)_mm256_fmadd_ps((__m256)a.hi, (__m256)b.hi, (__m256)c.hi)};
+}
 TRIVET_INLINE vf to_float(const vi& x) {
   return {__builtin_convertvector(x.lo, vf::Half), __builtin_convertvector(x.hi, vf::Half)};
 }
@@ -141,6 +145,15 @@ TRIVET_INLINE void store(float* p, const vf& v) { __builtin_memcpy(p, &v, 64); }
 TRIVET_INLINE vi load(const int32_t* p) { vi v; __builtin_memcpy(&v, p, 64); return v; }
 TRIVET_INLINE vi as_int(const vf& x) { vi v; __builtin_memcpy(&v, &x, 64); return v; }
 TRIVET_INLINE vf as_float(const vi& x) { vf v; __builtin_memcpy(&v, &x, 64); return v; }
+TRIVET_INLINE vf fma(const vf& a, const vf& b, const vf& c) {  // a b + c, rounded once
+#ifdef __AVX512F__
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else  // the library's: slow, and as exact
+  vf out;
+  for (int i = 0; i < 16; ++i) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return out;
+#endif
+}
 TRIVET_INLINE vf to_float(const vi& x) { return __builtin_convertvector(x, vf); }
 TRIVET_INLINE vi to_int(const vf& x) { return __builtin_convertvector(x, vi); }
 TRIVET_INLINE vu widened(const vh& h) {

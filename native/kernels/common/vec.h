@@ -1,5 +1,5 @@
 // Arithmetic on sixteen lanes (lanes.h): the same source compiles to SSE2, AVX2 or AVX-512, and gives the same bits,
-// because every lane operation is one IEEE operation (no fma, no reassociation).
+// because every lane operation is one IEEE operation (fma only by its name, no reassociation).
 #pragma once
 
 #include <cstring>
@@ -38,11 +38,11 @@ TRIVET_INLINE vf exp2(const vf& x) {
   const vf cut = select(bottom > x, bottom, x);  // in this order, NaN stays
   const vf shifted = cut + 12582912.0f;
   const vf r = cut - (shifted - 12582912.0f);
-  vf p = r * 1.32647273e-3f + 9.67151299e-3f;
-  p = p * r + 5.55073358e-2f;
-  p = p * r + 2.40222424e-1f;
-  p = p * r + 6.93147004e-1f;
-  p = p * r + 1.0f;
+  vf p = fma(r, splat(1.32647273e-3f), splat(9.67151299e-3f));
+  p = fma(p, r, splat(5.55073358e-2f));
+  p = fma(p, r, splat(2.40222424e-1f));
+  p = fma(p, r, splat(6.93147004e-1f));
+  p = fma(p, r, splat(1.0f));
   return as_float((vi)((vu)as_int(p) + ((vu)as_int(shifted) << 23)));
 }
 constexpr float kLog2E = 1.44269504f;
