@@ -2,8 +2,8 @@
 
 It follows the equations at the top of native/core/step.cc: weights as unpacked, activations rounded to bf16 or
 quantized to int8 a token, what is kept between products and queries in bf16, keys and values as stored, attention
-weights in bf16 against a reference that follows the maximum of 128-key steps. Everything between is exact to float64, so what differs
-from the core is float32 rounding, and a rare value that such an error carries over a rounding boundary.
+weights in bf16 against a reference that follows the maximum of 128-key steps. Everything between is exact to float64,
+so what differs from the core is float32 rounding, and a rare value that such an error carries over a rounding boundary.
 """
 
 from __future__ import annotations

@@ -39,6 +39,9 @@ def set_isa(name: str) -> None:
     Chooses a kernel tier for the whole process; not to be called while a step runs.
     """
 
+def twin_of(isa: str) -> str:
+    """The plain tier that gives the same bits; set_isa takes it, for tests."""
+
 def cpu_has_amx() -> bool:
     """Whether the CPU says that it has tiles for int8 and bf16."""
 
@@ -72,7 +75,9 @@ class Executor:
         """Whether steps count the time of each operation."""
 
     def profile(self) -> dict:
-        """Operation -> (seconds, calls), counted while profiling was on."""
+        """
+        Operation -> (seconds, calls, bytes of weights or KV that must be read, multiplications and additions), counted while profiling was on.
+        """
 
     @property
     def block_bytes(self) -> int:

@@ -24,7 +24,11 @@ class Prompts:
     """Prompts computed into blocks of one runner; a prompt that begins as another has its blocks there."""
 
     def __init__(self, runner: CpuRunner) -> None:
-        self.runner, self._free, self._rng = runner, iter(range(runner.capabilities.num_blocks)), np.random.default_rng(1)
+        self.runner, self._free, self._rng = (
+            runner,
+            iter(range(runner.capabilities.num_blocks)),
+            np.random.default_rng(1),
+        )
 
     def make(self, own: int, begin: tuple[list[int], list[int]] = ([], [])) -> tuple[list[int], list[int]]:
         """(ids, block table with room for 40 tokens more) of `begin`, whole blocks, and `own` tokens after it."""
@@ -67,9 +71,7 @@ def test_the_same_bits_as_alone(isa: str, folder: Path, kv: str, common: int) ->
     members = [prompts.make(own, trunk) for own in (1, 5, 33, 60, 7, 2)]
     members += [prompts.make(own, (branch[0][: (common + 160) // BLOCK * BLOCK], branch[1])) for own in (3, 9)]
     members.append(prompts.make(300))
-    sequences: list[Sequence] = [
-        ([7 + i] * (1 + i % 3), len(ids), table) for i, (ids, table) in enumerate(members)
-    ]
+    sequences: list[Sequence] = [([7 + i] * (1 + i % 3), len(ids), table) for i, (ids, table) in enumerate(members)]
     alone = [rows_of(runner, [sequence])[0] for sequence in sequences]
     order = np.random.default_rng(2).permutation(len(sequences))
     together = rows_of(runner, [sequences[i] for i in order])

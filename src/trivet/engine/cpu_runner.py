@@ -145,7 +145,9 @@ def profile_table(profile: dict[str, tuple[float, int, float, float]]) -> str:
     lines = [f"{'operation':<22} {'ms':>11} {'share':>7} {'calls':>9} {'us a call':>10} {'GB/s':>7} {'TOPS':>7}"]
     for name, (seconds, calls, read, operations) in sorted(profile.items(), key=lambda entry: -entry[1][0]):
         if calls:
-            rates = f"{read / seconds * 1e-9:>7.1f} {operations / seconds * 1e-12:>7.3f}" if read else f"{'-':>7} {'-':>7}"
+            rates = (
+                f"{read / seconds * 1e-9:>7.1f} {operations / seconds * 1e-12:>7.3f}" if read else f"{'-':>7} {'-':>7}"
+            )
             lines.append(
                 f"{name:<22} {seconds * 1e3:>11.1f} {seconds / total:>7.1%} {calls:>9,} {seconds / calls * 1e6:>10.1f} "
                 + rates
