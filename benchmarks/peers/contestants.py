@@ -38,7 +38,7 @@ class Place:
     home: Path  # of the peers, as setup.py fills it
     model: Path
     threads: int
-    kv_gib: int = 2  # in-process, at least; more where the work needs it
+    kv_gib: int = 1  # in-process, at least; more where the work needs it
     fill_kv: bool = False  # llama.cpp, too, gets room for kv_gib instead of just enough
     tier: str = "native"  # of the instruction sets; llama.cpp and ours are built for several
 

@@ -10,6 +10,7 @@ bool cpu_has_avx2();    // AVX2, FMA and F16C, with the operating system saving 
 bool cpu_has_avx512();  // F, BW, VL, DQ and VNNI, with the operating system saving the registers
 bool cpu_has_avx512_bf16();  // bf16 products besides
 bool cpu_has_amx();     // tile, int8 and bf16 as the CPU says
+bool cpu_is_amd();
 // Asks the kernel once a process for the tile registers and reads the answer back. A refusal means "no AMX" (the kernel
 // refuses, for example, when an installed alternate signal stack is too small).
 bool amx_permitted();

@@ -13,20 +13,20 @@
 #include "kernels/avx2/unit.h"
 #include "kernels/common/ahead.h"
 #include "kernels/common/epilogue.h"
+#include "kernels/common/stream.h"
 #include "kernels/tables.h"
 
 namespace trivet::avx2 {
 namespace {
 
-// One row runs through two panels once, at the speed of memory: each of the two streams asks a little ahead of itself.
+// One row runs through two panels once, at the speed of memory: each of the two streams asks ahead of itself.
+template <Into kInto>
 struct Near {
   const uint8_t* panels;
   size_t panel_bytes;
   [[gnu::always_inline]] inline void at(size_t line, bool) const {
-    constexpr size_t kAhead = 4096;
-    const size_t ahead = 64 * line + kAhead, place = ahead + (ahead < panel_bytes ? 0 : panel_bytes);
-    _mm_prefetch(reinterpret_cast<const char*>(panels + place), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(panels + place + panel_bytes), _MM_HINT_T0);
+    fetch_ahead<kInto>(panels, 64 * line, panel_bytes, 2);
+    fetch_ahead<kInto>(panels + panel_bytes, 64 * line, panel_bytes, 2);
   }
 };
 
@@ -251,8 +251,11 @@ void rows_by_panels(const Kind& kind, const Linear& w, const Rows& x, size_t row
     return Ahead::share(next, w.panel_bytes(), kParts * run + part, kParts * runs, w.panel_bytes() / 64);
   };
   if constexpr (R == 1) {
-    if (panels == 2)
-      kind.template block<1, 4>(panel, 0, prepared, Near{w.codes + panel * w.panel_bytes(), w.panel_bytes()}, sums);
+    const uint8_t* codes = w.codes + panel * w.panel_bytes();
+    if (panels == 2 && streams_into_l2())
+      kind.template block<1, 4>(panel, 0, prepared, Near<Into::kL2>{codes, w.panel_bytes()}, sums);
+    else if (panels == 2)
+      kind.template block<1, 4>(panel, 0, prepared, Near<Into::kL1>{codes, w.panel_bytes()}, sums);
     else
       kind.template block<1, 2>(panel, 0, prepared, ahead(0), sums);
   } else if constexpr (R == 2) {

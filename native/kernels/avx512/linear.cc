@@ -7,18 +7,11 @@
 
 #include "kernels/avx512/moved_up.h"
 #include "kernels/common/epilogue.h"
+#include "kernels/common/stream.h"
 #include "kernels/tables.h"
 
 namespace trivet::avx512 {
 namespace {
-
-constexpr size_t kPrefetch = 4096;  // bytes ahead in each stream; measured: see docs/lab.md
-
-// The place kPrefetch bytes ahead in a stream of panels of which every `streams`-th is read.
-TRIVET_INLINE const char* ahead_of(const void* panel, size_t at, size_t panel_bytes, size_t streams) {
-  const size_t ahead = at + kPrefetch;
-  return static_cast<const char*>(panel) + ahead + (ahead < panel_bytes ? 0 : (streams - 1) * panel_bytes);
-}
 
 TRIVET_INLINE __m512i broadcast4(const uint8_t* x) {
   int32_t v;
@@ -54,7 +47,7 @@ TRIVET_INLINE void finish_block(const Linear& w, const Rows& x, size_t row, size
   }
 }
 
-template <int R, int P>
+template <Into kInto, int R, int P>
 void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   __m512i acc[R][P];
   const int8_t* codes[P];
@@ -72,7 +65,7 @@ void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       v[p] = _mm512_load_si512(codes[p] + 16 * k);
-      _mm_prefetch(ahead_of(codes[p], 16 * k, panel_bytes, P), _MM_HINT_T0);
+      fetch_ahead<kInto>(codes[p], 16 * k, panel_bytes, P);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
@@ -84,7 +77,7 @@ void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
   finish_block<vi>(w, x, row, panel, acc, out);
 }
 
-template <int R, int P>
+template <Into kInto, int R, int P>
 void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   __m512i acc[R][P];
   const uint8_t* codes[P];
@@ -113,7 +106,7 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
       for (int p = 0; p < P; ++p) {
         const uint8_t* at = codes[p] + 8 * k + 64 * j;
         const __m512i v = _mm512_load_si512(at);
-        _mm_prefetch(ahead_of(codes[p], 8 * k + 64 * j, panel_bytes, P), _MM_HINT_T0);
+        fetch_ahead<kInto>(codes[p], 8 * k + 64 * j, panel_bytes, P);
         vl[p] = _mm512_shuffle_epi8(to_q, _mm512_and_si512(v, low));
         vh[p] = _mm512_shuffle_epi8(to_q, _mm512_and_si512(_mm512_srli_epi16(v, 4), low));
       }
@@ -141,7 +134,7 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
   finish_block<vi>(w, x, row, panel, acc, out);
 }
 
-template <int R, int P>
+template <Into kInto, int R, int P>
 void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   __m512 acc[R][P];
   const uint16_t* codes[P];
@@ -166,7 +159,7 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, const 
       for (int p = 0; p < P; ++p) {
         const uint16_t* at = codes[p] + 16 * k + 32 * j;
         const __m512i v = _mm512_load_si512(at);
-        _mm_prefetch(ahead_of(codes[p], 32 * k + 64 * j, panel_bytes, P), _MM_HINT_T0);
+        fetch_ahead<kInto>(codes[p], 32 * k + 64 * j, panel_bytes, P);
         we[p] = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
         wo[p] = _mm512_castsi512_ps(_mm512_and_si512(v, high));
       }
@@ -206,23 +199,26 @@ void blocks(const Block (&table)[4][3], const Linear& w, const Rows& x, size_t b
   }
 }
 
-#define TRIVET_BLOCKS(f) {{f<1, 1>, f<1, 2>, f<1, 4>}, {f<2, 1>, f<2, 2>, f<2, 4>}, {f<3, 1>, f<3, 2>, f<3, 4>}, {f<4, 1>, f<4, 2>, f<4, 4>}}
+#define TRIVET_BLOCKS(f, into)                                           \
+  {{f<into, 1, 1>, f<into, 1, 2>, f<into, 1, 4>},                        \
+   {f<into, 2, 1>, f<into, 2, 2>, f<into, 2, 4>},                        \
+   {f<into, 3, 1>, f<into, 3, 2>, f<into, 3, 4>},                        \
+   {f<into, 4, 1>, f<into, 4, 2>, f<into, 4, 4>}}
+#define TRIVET_LINEAR(f, rows)                                                    \
+  static constexpr Block to_l1[4][3] = TRIVET_BLOCKS(f, Into::kL1);               \
+  static constexpr Block to_l2[4][3] = TRIVET_BLOCKS(f, Into::kL2);               \
+  blocks(streams_into_l2() ? to_l2 : to_l1, w, rows, begin, end, out)
 
 }  // namespace
 
 void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  static constexpr Block table[4][3] = TRIVET_BLOCKS(block_i8);
-  blocks(table, w, moved_up(x, scratch), begin, end, out);
+  TRIVET_LINEAR(block_i8, moved_up(x, scratch));
 }
-
 void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  static constexpr Block table[4][3] = TRIVET_BLOCKS(block_i4);
-  blocks(table, w, moved_up(x, scratch), begin, end, out);
+  TRIVET_LINEAR(block_i4, moved_up(x, scratch));
 }
-
 void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
-  static constexpr Block table[4][3] = TRIVET_BLOCKS(block_bf16);
-  blocks(table, w, x, begin, end, out);
+  TRIVET_LINEAR(block_bf16, x);
 }
 
 }  // namespace trivet::avx512

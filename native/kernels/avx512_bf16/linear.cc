@@ -5,11 +5,10 @@
 #include "kernels/common/ahead.h"
 #include "kernels/common/chain.h"
 #include "kernels/common/epilogue.h"
+#include "kernels/common/stream.h"
 
 namespace trivet::avx512_bf16 {
 namespace {
-
-constexpr size_t kPrefetch = 4096;  // bytes ahead in each stream of few rows; as in avx512/linear.cc
 
 template <int R, int P, class Fetch>
 TRIVET_INLINE void block(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out, Fetch&& fetch) {
@@ -36,12 +35,12 @@ TRIVET_INLINE void block(const Linear& w, const Rows& x, size_t row, size_t pane
 }
 
 // P streams of weights from memory; each is read again from cache by the next rows.
-template <int R, int P>
+template <Into kInto, int R, int P>
 void few(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   const size_t panel_bytes = w.panel_bytes();
   block<R, P>(w, x, row, panel, out, [&](const uint8_t* at, size_t i, size_t j, int) {
-    const bool is_inside = 1024 * i + 64 * j + kPrefetch < panel_bytes;  // else in the panel that this stream comes to next
-    _mm_prefetch(reinterpret_cast<const char*>(at + kPrefetch + (is_inside ? 0 : (P - 1) * panel_bytes)), _MM_HINT_T0);
+    const size_t place = 1024 * i + 64 * j;
+    fetch_ahead<kInto>(at - place, place, panel_bytes, P);
   });
 }
 
@@ -55,9 +54,10 @@ void many(const Linear& w, const Rows& x, size_t row, size_t panel, size_t run, 
 }
 
 // Panels by four, then two, then one; rows by four inside each.
+template <Into kInto>
 void few_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out) {
-#define TRIVET_BLOCK(R) {few<R, 1>, few<R, 2>, few<R, 4>},
-  static constexpr decltype(&few<1, 1>) table[][3] = {TRIVET_BLOCK(1) TRIVET_BLOCK(2) TRIVET_BLOCK(3) TRIVET_BLOCK(4)};
+#define TRIVET_BLOCK(R) {few<kInto, R, 1>, few<kInto, R, 2>, few<kInto, R, 4>},
+  static constexpr decltype(&few<kInto, 1, 1>) table[][3] = {TRIVET_BLOCK(1) TRIVET_BLOCK(2) TRIVET_BLOCK(3) TRIVET_BLOCK(4)};
 #undef TRIVET_BLOCK
   for (size_t p = begin; p < end;) {
     const size_t left = end - p, width = left >= 4 ? 2 : left >= 2 ? 1 : 0;
@@ -80,7 +80,8 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
 }  // namespace
 
 void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
-  (x.num <= 4 ? few_rows : many_rows)(w, x, begin, end, out);
+  if (x.num > 4) return many_rows(w, x, begin, end, out);
+  streams_into_l2() ? few_rows<Into::kL2>(w, x, begin, end, out) : few_rows<Into::kL1>(w, x, begin, end, out);
 }
 
 }  // namespace trivet::avx512_bf16
