@@ -111,12 +111,14 @@ def _rows() -> list[Row]:
         *(Row(name=f"R10.prefill{n}", title=f"prefill, {n:,} tokens, 16-bit", work=_prefill(n),
               ours=("trivet/bf16",), rivals=rivals([16])) for n in (512, 2048)),
     ]  # fmt: skip
-    llama = ("llama.cpp/Q8_0", "llama.cpp/Q4_0")
     for name, title, work in (
-        ("decode1", "decode, 1 stream", ONE), ("decode16", "decode, 16 streams", _decode(16)),
-        ("prefill512", "prefill, 512 tokens", _prefill(512)),
+        ("decode16", "decode, 16 streams", _decode(16)), ("prefill512", "prefill, 512 tokens", _prefill(512)),
     ):  # fmt: skip
-        rows.append(Row(name=f"R11.{name}", title=f"{title}; a lower tier", work=work, ours=both, rivals=llama))
+        rows.append(Row(name=f"R11.{name}", title=f"{title}; a lower tier", work=work, ours=both,
+                        rivals=("llama.cpp/Q8_0", "llama.cpp/Q4_0")))  # fmt: skip
+    for bits, ours, rival in ((8, "trivet/int8", "llama.cpp/Q8_0"), (4, "trivet/int4", "llama.cpp/Q4_0")):
+        rows.append(Row(name=f"R11.decode1-int{bits}", title=f"decode, 1 stream, {bits}-bit; a lower tier", work=ONE,
+                        ours=(ours,), rivals=(rival,)))  # fmt: skip
     return rows
 
 
