@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
+if str(REPO) not in sys.path:
+    sys.path.insert(0, str(REPO))  # for benchmarks, which no package holds
 REFERENCE = Path("docs/reference")
 SURFACES = Path("tests/repo/surfaces")
 
@@ -190,6 +192,36 @@ def readme() -> str:
     return text[: found.start(2)] + printed + text[found.end(2) :]
 
 
+def measured() -> list[dict[str, typing.Any]]:
+    """All that the rows against other engines gave, as benchmarks/peers/results keeps it."""
+    from benchmarks.peers.results import read
+
+    return [record for path in sorted((REPO / "benchmarks/peers/results").glob("*.jsonl")) for record in read(path)]
+
+
+def speed() -> str:
+    """docs/reference/speed.md, from benchmarks/peers/results."""
+    from benchmarks.peers.summary import summary
+
+    return page(
+        "Speed",
+        "What `python -m benchmarks.peers` measured: ours in turn with the best form of each of the best others "
+        "([how](../guides/peers.md), [why](../guides/how-fast.md)). Medians; a ratio is the median over the rounds of the "
+        "ratio within a round, with its range. MBU is a share of the memory bandwidth, MFU of the arithmetic peak, both of "
+        "the same run. `python -m benchmarks.peers.table benchmarks/peers/results/FILE` prints every turn, every version "
+        "and every setting.\n\n" + summary(measured()),
+    )
+
+
+def roofline_picture() -> str:
+    """docs/reference/roofline.svg, from the same rows."""
+    from benchmarks.peers.summary import roofline
+    from benchmarks.peers.table import latest
+
+    rows = [record for record in latest(measured())[0].values() if record["tier"] == "native"]
+    return roofline(rows, f"{rows[0]['cpu']}, {rows[0]['threads']} threads")
+
+
 MAKERS: dict[Path, Callable[[], str]] = {
     Path("README.md"): readme,
     Path("src/trivet/_core.pyi"): stub,
@@ -198,6 +230,8 @@ MAKERS: dict[Path, Callable[[], str]] = {
     REFERENCE / "config.md": config,
     REFERENCE / "metrics.md": metrics,
     REFERENCE / "command-line.md": command_line,
+    REFERENCE / "speed.md": speed,
+    REFERENCE / "roofline.svg": roofline_picture,
     SURFACES / "public-names.txt": public_names,
 }
 

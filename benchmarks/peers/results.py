@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-SAME_SURVEY = ("row", "contestant", "model", "host", "cpu", "tier")
+SAME_SURVEY = ("row", "contestant", "model", "host", "cpu", "tier", "kv_gib")
 SAME_ROW = ("row", "model", "host", "cpu", "tier", "commit")
 
 
@@ -43,7 +43,7 @@ class Results:
         return [r for r in self.records if r["kind"] == kind]
 
     def _is_same(self, record: Record, names: tuple[str, ...]) -> bool:
-        return all(record[name] == self.where[name] for name in names if name in self.where)
+        return all(record.get(name) == self.where[name] for name in names if name in self.where)
 
 
 def read(path: Path) -> list[Record]:

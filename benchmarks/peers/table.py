@@ -157,13 +157,21 @@ def versions_and_flags(records: Sequence[Record]) -> str:
     return "\n".join(text)
 
 
-def latest(records: Sequence[Record]) -> tuple[dict[tuple[str, str, str], Record], dict[Any, dict[str, Record]]]:
-    """The last record of each (model, tier, row), and the surveys that belong to it."""
-    rows = {(r["model"], r["tier"], r["row"]): r for r in records if r["kind"] == "row"}
-    surveys: dict[Any, dict[str, Record]] = {}
+Key = tuple[str, str, str, str]  # of a row: CPU, model, tier, name
+
+
+def key_of(record: Record) -> Key:
+    """What a record is of."""
+    return record["cpu"], record["model"], record["tier"], record["row"]
+
+
+def latest(records: Sequence[Record]) -> tuple[dict[Key, Record], dict[Key, dict[str, Record]]]:
+    """The last record of each row, and the surveys that belong to it."""
+    rows = {key_of(r): r for r in records if r["kind"] == "row"}
+    surveys: dict[Key, dict[str, Record]] = {}
     for r in records:
         if r["kind"] == "survey":
-            surveys.setdefault((r["model"], r["tier"], r["row"]), {})[r["contestant"]] = r
+            surveys.setdefault(key_of(r), {})[r["contestant"]] = r
     return rows, surveys
 
 
@@ -172,13 +180,13 @@ def markdown(records: Sequence[Record]) -> str:
     rows, surveys = latest(records)
     order = list(ROWS)
     parts = []
-    for model, tier in dict.fromkeys((key[0], key[1]) for key in rows):
-        of_these = [r for (m, t, _), r in rows.items() if (m, t) == (model, tier)]
+    for machine, model, tier in dict.fromkeys(key[:3] for key in rows):
+        of_these = [r for key, r in rows.items() if key[:3] == (machine, model, tier)]
         first = of_these[0]
         title = f"## {model}" + ("" if tier == "native" else f", {tier}")
         parts.append(f"{title}\n\n{first['cpu']}, {first['threads']} threads, host {first['host']}.")
         for record in sorted(of_these, key=lambda r: order.index(r["row"])):
-            parts.append(section(record, lines_of(record, surveys.get((model, tier, record["row"]), {}))))
+            parts.append(section(record, lines_of(record, surveys.get(key_of(record), {}))))
     parts.append(versions_and_flags(records))
     return "\n\n".join(parts) + "\n"
 

@@ -11,9 +11,6 @@ namespace {
 
 constexpr size_t kMostShared = 256;    // tokens of a step that may share keys; each keeps (2 Pp + 16) H floats
 constexpr size_t kMostOfSequence = 8;  // tokens of a sequence: more fill tiles of their own
-constexpr float kLog2E = 1.44269504f;
-
-size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 size_t widest(const Model& model) {
   size_t pp = 0;
@@ -26,9 +23,12 @@ size_t most_heads(const Model& model) {
   return heads;
 }
 
-// What rows of a tile have come to: of all whole segments, merged, and of the segment under way.
+size_t scratch_bytes(size_t pp) { return (attend_scratch_bytes(pp) + 63) / 64 * 64; }
+
+// What the rows of a tile have come to in a thread's memory: in all whole segments, merged, or in the one under way.
 struct State {
   float *out, *max, *sum;
+  State(float* at, size_t pp) : out(at), max(at + kQueryTile * pp), sum(max + kQueryTile) {}
 };
 
 }  // namespace
@@ -56,7 +56,7 @@ StepAttention::StepAttention(const Model& model, const KvCache& cache, size_t ma
       kept_(max_shared_ * most_heads(model) * state_floats_),
       partial_(size_t(threads) * 2 * kQueryTile * (pp_ + 32)),
       gathered_(size_t(threads) * kQueryTile * pp_),
-      scratch_(size_t(threads) * round_up(attend_scratch_bytes(pp_), 64)),
+      scratch_(size_t(threads) * scratch_bytes(pp_)),
       taken_(size_t(threads)) {
   groups_.reserve(max_tokens);
   order_.reserve(max_tokens);
@@ -150,8 +150,8 @@ void StepAttention::add_group(size_t begin, size_t end, size_t keys) {
     for (size_t token = first; token < last; ++token) shared_tokens_.push_back(token);
   }
   group.num_rows = shared_tokens_.size() - group.first_row;
+  if (group.end - group.begin < 2) return;
   for (size_t i = group.begin; i < group.end; ++i) shared_keys_[order_[i]] = keys;
-  if (group.end == group.begin) return;
   groups_.push_back(group);
   num_keys_ -= keys * (group.end - group.begin - 1);
 }
@@ -163,53 +163,86 @@ size_t StepAttention::tiles_of(const Call& call, size_t seq) const {
   return (size_t(in_->seq_starts[seq + 1] - in_->seq_starts[seq]) * call.group() + kQueryTile - 1) / kQueryTile;
 }
 
-// Rows of one sequence, from the first-th on.
-StepAttention::Tile StepAttention::own_tile(const Call& call, size_t seq, size_t kv_head, size_t first) const {
-  const size_t group = call.group(), begin = size_t(in_->seq_starts[seq]) * group, end = size_t(in_->seq_starts[seq + 1]) * group;
+// A tile without rows, against keys [begin, end) of the sequence.
+StepAttention::Tile StepAttention::tile_of(const Call& call, size_t seq, size_t kv_head, size_t begin, size_t end) const {
   Tile tile;
   tile.kv_head = kv_head;
+  tile.begin = begin;
+  tile.end = end;
+  tile.item = {nullptr, 0, nullptr, in_->block_tables + seq * in_->table_width, cache_.view(call.layer, kv_head),
+               call.l.softmax_scale, begin, std::min(begin / kKeySegment * kKeySegment + kKeySegment, end)};
+  return tile;
+}
+
+// Rows of one sequence, from the first-th on.
+StepAttention::Tile StepAttention::own_tile(const Call& call, size_t seq, size_t kv_head, size_t first) const {
+  const size_t group = call.group(), from = size_t(in_->seq_starts[seq]) * group + first;
+  const size_t rows = std::min(kQueryTile, size_t(in_->seq_starts[seq + 1]) * group - from);
+  const size_t end = size_t(position_[(from + rows - 1) / group]) + 1;
+  Tile tile = tile_of(call, seq, kv_head, shared_keys_[seq], end);
   tile.is_shared = false;
-  tile.num_rows = std::min(kQueryTile, end - begin - first);
-  for (size_t r = 0; r < tile.num_rows; ++r) {
-    tile.row[r] = begin + first + r;
+  tile.item.num_rows = tile.num_rows = rows;
+  tile.item.q = call.q + (kv_head * in_->num_tokens * group + from) * call.l.pp();
+  for (size_t r = 0; r < rows; ++r) {
+    tile.row[r] = from + r;
     tile.position[r] = position_[tile.row[r] / group];
-    if (shared_keys_[seq] > 0) tile.kept[r] = (shared_row_[seq] + (first + r) / group) * call.l.num_heads + kv_head * group + tile.row[r] % group;
+    const size_t place = shared_row_[seq] + (first + r) / group;  // of no meaning where nothing is shared
+    tile.kept[r] = place * call.l.num_heads + kv_head * group + tile.row[r] % group;
   }
-  tile.begin = shared_keys_[seq];
-  tile.end = size_t(tile.position[tile.num_rows - 1]) + 1;
-  const size_t num_rows = size_t(in_->num_tokens) * group;
-  tile.item = {call.q + (kv_head * num_rows + tile.row[0]) * call.l.pp(), tile.num_rows, nullptr,
-               in_->block_tables + seq * in_->table_width, cache_.view(call.layer, kv_head), call.l.softmax_scale, tile.begin,
-               std::min(tile.begin / kKeySegment * kKeySegment + kKeySegment, tile.end)};
   return tile;
 }
 
 // Rows of a group, from the first-th on.
-StepAttention::Tile StepAttention::shared_tile(const Call& call, const Group& g, size_t kv_head, size_t first) const {
+StepAttention::Tile StepAttention::shared_tile(const Call& call, const Group& g, size_t kv_head, size_t first, size_t most_rows) const {
   const size_t group = call.group();
-  Tile tile;
-  tile.kv_head = kv_head;
+  Tile tile = tile_of(call, order_[g.begin], kv_head, 0, g.keys);
   tile.is_shared = true;
-  tile.num_rows = std::min(kQueryTile, g.num_rows * group - first);
+  tile.item.num_rows = tile.num_rows = std::min(most_rows, g.num_rows * group - first);
   for (size_t r = 0; r < tile.num_rows; ++r) {
     const size_t place = g.first_row + (first + r) / group, head = (first + r) % group;
     tile.row[r] = shared_tokens_[place] * group + head;
     tile.position[r] = position_[shared_tokens_[place]];
     tile.kept[r] = place * call.l.num_heads + kv_head * group + head;
   }
-  tile.begin = 0;
-  tile.end = g.keys;
-  tile.item = {nullptr, tile.num_rows, nullptr, in_->block_tables + order_[g.begin] * in_->table_width,
-               cache_.view(call.layer, kv_head), call.l.softmax_scale, 0, std::min(kKeySegment, tile.end)};
   return tile;
+}
+
+// As many as there are, unless that leaves threads without work: bits do not depend on it.
+size_t StepAttention::rows_of_shared_tiles(const Call& call) const {
+  const auto num_tiles = [&](size_t rows) {
+    size_t num = 0;
+    for (const Group& g : groups_) num += (g.num_rows * call.group() + rows - 1) / rows * call.l.num_kv_heads;
+    return num;
+  };
+  size_t rows = kQueryTile;
+  while (rows > 4 && num_tiles(rows) < size_t(threads_)) rows /= 2;
+  return rows;
+}
+
+// What the rows have come to, from the thread's memory to where it is kept, or back.
+void StepAttention::move_kept(const Call& call, const Tile& tile, int thread, bool keep) {
+  const size_t pp = call.l.pp();
+  float* memory = partial_.get() + size_t(thread) * 2 * kQueryTile * (pp_ + 32);
+  const State states[] = {{memory, pp}, {memory + kQueryTile * (pp_ + 32), pp}};
+  for (size_t r = 0; r < tile.num_rows; ++r) {
+    float* kept = kept_.get() + tile.kept[r] * state_floats_;
+    for (const State& state : states) {
+      const auto move = [&](float* mine, size_t num) {
+        std::memcpy(keep ? kept : mine, keep ? mine : kept, 4 * num);
+        kept += num;
+      };
+      move(state.out + r * pp, pp);
+      move(state.max + r, 1);
+      move(state.sum + r, 1);
+    }
+  }
 }
 
 // `next` is what this thread computes then, or null.
 void StepAttention::attend(const Call& call, const Tile& tile, const Tile* next, int thread) {
   const size_t pp = call.l.pp(), rows = tile.num_rows, group = call.group();
   float* memory = partial_.get() + size_t(thread) * 2 * kQueryTile * (pp_ + 32);
-  const auto state_at = [&](float* at) { return State{at, at + kQueryTile * pp, at + kQueryTile * pp + kQueryTile}; };
-  const State whole = state_at(memory), under_way = state_at(memory + kQueryTile * (pp_ + 32));
+  const State whole(memory, pp), under_way(memory + kQueryTile * (pp_ + 32), pp);
   size_t segment = kKeySegment;
 #ifdef TRIVET_FAULTS
   if (planted_fault == Fault::kSplitAttention && in_->num_seqs > 1) segment = kKeyStep;
@@ -218,22 +251,13 @@ void StepAttention::attend(const Call& call, const Tile& tile, const Tile* next,
   item.position = tile.position;
   if (tile.is_shared) {
     uint16_t* queries = gathered_.get() + size_t(thread) * kQueryTile * pp_;
-    const size_t num_rows = size_t(in_->num_tokens) * group;
     for (size_t r = 0; r < rows; ++r)
-      std::memcpy(queries + r * pp, call.q + (tile.kv_head * num_rows + tile.row[r]) * pp, 2 * pp);
+      std::memcpy(queries + r * pp, call.q + (tile.kv_head * in_->num_tokens * group + tile.row[r]) * pp, 2 * pp);
     item.q = queries;
   }
-  const auto for_kept = [&](auto&& move) {
-    for (size_t r = 0; r < rows; ++r) {
-      float* kept = kept_.get() + tile.kept[r] * state_floats_;
-      move(whole.out + r * pp, kept, pp);
-      move(under_way.out + r * pp, kept + pp, pp);
-      for (float* one : {whole.max + r, whole.sum + r, under_way.max + r, under_way.sum + r}) move(one, kept++ + 2 * pp, 1);
-    }
-  };
-  if (tile.begin > 0) for_kept([](float* to, const float* from, size_t num) { std::memcpy(to, from, 4 * num); });
+  if (tile.begin > 0) move_kept(call, tile, thread, false);
 
-  uint8_t* scratch = scratch_.get() + size_t(thread) * round_up(attend_scratch_bytes(pp_), 64);
+  uint8_t* scratch = scratch_.get() + size_t(thread) * scratch_bytes(pp_);
   for (size_t key = tile.begin; key < tile.end; key = item.key_end) {
     const size_t segment_begin = key / segment * segment, segment_end = segment_begin + segment;
     item.key_begin = key;
@@ -249,13 +273,12 @@ void StepAttention::attend(const Call& call, const Tile& tile, const Tile* next,
     for (size_t r = 0; r < rows; ++r) state.max[r] *= item.scale * kLog2E;
     if (segment_begin > 0) call.k.merge(rows, pp, whole.out, whole.max, whole.sum, state.out, state.max, state.sum);
   }
-  if (tile.is_shared)
-    for_kept([](const float* from, float* to, size_t num) { std::memcpy(to, from, 4 * num); });
-  else
-    for (size_t r = 0; r < rows; ++r) {
-      const size_t token = tile.row[r] / group, head = tile.kv_head * group + tile.row[r] % group;
-      call.k.divide(whole.out + r * pp, whole.sum[r], call.l.head_dim, call.out + token * call.out_ld + head * call.l.head_dim);
-    }
+  if (tile.is_shared) return move_kept(call, tile, thread, true);
+  for (size_t r = 0; r < rows; ++r) {
+    const size_t token = tile.row[r] / group, head = tile.kv_head * group + tile.row[r] % group;
+    uint16_t* out = call.out + token * call.out_ld + head * call.l.head_dim;
+    call.k.divide(whole.out + r * pp, whole.sum[r], call.l.head_dim, out);
+  }
 }
 
 // --- who computes what ------------------------------------------------------------------------------------------------
@@ -288,8 +311,8 @@ void StepAttention::deal(const Call& call, size_t count, F&& tiles) {
 
 void StepAttention::layer(const Kernels& k, const LayerWeights& l, size_t index, const uint16_t* q, uint16_t* out, size_t out_ld) {
   const Call call{k, l, index, q, out, out_ld};
-  const size_t kv_heads = l.num_kv_heads;
-  const auto shared_tiles = [&](const Group& g) { return (g.num_rows * call.group() + kQueryTile - 1) / kQueryTile; };
+  const size_t kv_heads = l.num_kv_heads, most_rows = rows_of_shared_tiles(call);
+  const auto shared_tiles = [&](const Group& g) { return (g.num_rows * call.group() + most_rows - 1) / most_rows; };
   size_t num_shared = 0, num_own = 0;
   for (const Group& g : groups_) num_shared += shared_tiles(g) * kv_heads;
   for (size_t seq = 0; seq < in_->num_seqs; ++seq) num_own += tiles_of(call, seq) * kv_heads;
@@ -298,7 +321,7 @@ void StepAttention::layer(const Kernels& k, const LayerWeights& l, size_t index,
       return [&, g = groups_.begin(), before = size_t(0)](size_t number) mutable {
         for (; number >= before + shared_tiles(*g) * kv_heads; ++g) before += shared_tiles(*g) * kv_heads;
         const size_t at = number - before, per_head = shared_tiles(*g);
-        return shared_tile(call, *g, at / per_head, at % per_head * kQueryTile);
+        return shared_tile(call, *g, at / per_head, at % per_head * most_rows, most_rows);
       };
     });
   // Sequence by sequence, so that a thread finds in its L2 what it wrote to the cache; head by head, whose keys and values

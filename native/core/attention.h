@@ -17,7 +17,7 @@ class StepAttention {
  public:
   StepAttention(const Model& model, const KvCache& cache, size_t max_tokens, int threads);
 
-  // Once a step, before its layers: finds what is shared. `position` [num_tokens] must live as long as the step.
+  // Once a step, before its layers: finds what is shared. `in` and `position` [num_tokens] must live as long as the step.
   void plan(const StepInput& in, const int32_t* position);
   //   q    bf16 [K][T * G][Pp], T tokens, K key/value heads, G query heads for each
   //   out  bf16 [T][out_ld]
@@ -53,10 +53,13 @@ class StepAttention {
   size_t make_groups(size_t begin, size_t end, bool add);
   void add_group(size_t begin, size_t end, size_t keys);
   size_t tiles_of(const Call& call, size_t seq) const;
+  Tile tile_of(const Call& call, size_t seq, size_t kv_head, size_t begin, size_t end) const;
   Tile own_tile(const Call& call, size_t seq, size_t kv_head, size_t first) const;
-  Tile shared_tile(const Call& call, const Group& group, size_t kv_head, size_t first) const;
+  Tile shared_tile(const Call& call, const Group& group, size_t kv_head, size_t first, size_t most_rows) const;
+  size_t rows_of_shared_tiles(const Call& call) const;
+  void move_kept(const Call& call, const Tile& tile, int thread, bool keep);
   void attend(const Call& call, const Tile& tile, const Tile* next, int thread);
-  // Deals `count` tiles out: tile_at(number, thread's place) makes one.
+  // Deals `count` tiles out: tiles() gives a function that makes a tile from its number and is asked for rising ones.
   template <class F>
   void deal(const Call& call, size_t count, F&& tiles);
 

@@ -21,7 +21,7 @@ struct Tier {
 
 // A small product of each kind, of as many rows as each path of a tier takes, must equal its twin's to the bit.
 bool self_test(const Kernels& candidate, const Kernels& twin, bool amx) {
-  constexpr size_t k = 128, rows = 33, panels = 4, outputs = 16 * panels;
+  constexpr size_t k = 128, rows = 50, panels = 4, outputs = 16 * panels;
   alignas(64) static uint8_t codes[panels * 32 * k];
   alignas(64) static uint8_t x[64 * k * 2];
   alignas(64) static uint8_t scratch[linear_scratch_bytes(k)];
@@ -59,7 +59,7 @@ bool self_test(const Kernels& candidate, const Kernels& twin, bool amx) {
         colsum[n] = sum;
       }
     }
-    for (size_t num : {size_t(1), size_t(7), size_t(20), rows}) {
+    for (size_t num : {size_t(1), size_t(2), size_t(7), size_t(20), size_t(33), rows}) {
       const Rows in{num, k, x, row_scales};
       twin.linear[kind](w, in, 0, panels, {Epilogue::kStore, want, outputs}, scratch);
       std::memset(got, 0, sizeof got);

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import common
 import server_worker
-from benchmarks.peers import contestants, run, setup, table
+from benchmarks.peers import contestants, run, setup, summary, table
 from benchmarks.peers.contestants import CONTESTANTS, Contestant, Place
 from benchmarks.peers.model_facts import model_facts
 from benchmarks.peers.pool import Pool
@@ -432,3 +432,28 @@ def test_prefill_is_held_against_the_arithmetic_peak() -> None:
     limits = (LIMITS, {**LIMITS, "int8_tops": 5.0})
     assert table.share_of_limit("vllm/w8a8", 1000.0, record, {}, limits) == "MFU 40%"
     assert table.share_of_limit("vllm/bf16", 500.0, record, {}, limits) == "MFU 50%"
+
+
+# --- the summary --------------------------------------------------------------------------------------------------
+
+
+def test_the_summary_has_a_line_for_each_row_of_each_machine(tmp_path: Path) -> None:
+    results, _ = measured(tmp_path, Turns(int8=500.0, Q8_0=250.0, w8a8=125.0))
+    records = read(results.path)
+    text = summary.summary([*records, *({**record, "cpu": "another"} for record in records)])
+    assert text.count("### some, 2 threads, m\n") == text.count("### another, 2 threads, m\n") == 1
+    title = ROWS["R3.8"].title
+    line = f"| R3.8 | {title} | trivet/int8 | 500 tok/s | openvino/int8 | 500 tok/s | 1.00x (1.00-1.00) | MBU 3% |"
+    assert text.count(line) == 2
+
+
+def test_a_point_is_what_its_row_says(tmp_path: Path) -> None:
+    results, _ = measured(tmp_path, Turns(int8=500.0, Q8_0=250.0, w8a8=125.0))
+    [record] = [r for r in read(results.path) if r["kind"] == "row"]
+    ours, other = summary.points_of(record)
+    # 2 operations for each of 10^9 weights and 2 streams, for 1,000,000 bytes of weights and 2 x 7 x 200 of KV
+    assert ours.intensity == pytest.approx(4e9 / 1_002_800) and ours.tops == pytest.approx(2e9 * 500.02e-12)
+    assert ours.is_ours and not other.is_ours and other.label == "openvino/int8, R3.8"
+    assert summary.points_of({**record, "work": {**record["work"], "work": "shared"}}) == []
+    picture = summary.roofline([record], "a title")
+    assert picture.count("<circle") == 2 and "4.00 TOPS int8, 10.0 GB/s" in picture and "a title" in picture

@@ -61,12 +61,14 @@ def test_so_much_is_brought_in_ahead_of_the_highest_block_and_no_more() -> None:
     assert touched.ranges[-1][1] == AHEAD_BYTES + 500 * BLOCK
 
 
-def test_never_more_than_the_cache_has() -> None:
+def test_never_more_than_a_quarter_ahead_nor_than_the_cache_has() -> None:
     touched = Touched()
-    ahead = KvAhead(5 * BLOCK, BLOCK, touched)
+    ahead = KvAhead(8 * BLOCK, BLOCK, touched)
     run_out(ahead, 1)
-    assert (touched.ranges[0][0], touched.ranges[-1][1]) == (BLOCK, 5 * BLOCK)
-    assert not ahead.advance(5)
+    assert (touched.ranges[0][0], touched.ranges[-1][1]) == (BLOCK, 3 * BLOCK)
+    run_out(ahead, 7)
+    assert touched.ranges[-1] == (8 * BLOCK - BLOCK % CHUNK_BYTES or 8 * BLOCK - CHUNK_BYTES, 8 * BLOCK)
+    assert not ahead.advance(8)
 
 
 @pytest.fixture
@@ -175,7 +177,7 @@ def test_resident_memory_grows_by_what_is_touched_and_what_is_stored_stays(tmp_p
     folder = make_checkpoint(tmp_path / "m")
     runner = make_runner(folder, num_blocks=2048)
     kv_bytes = runner.info_fields()["kv_bytes"]
-    assert 16 * MIB < kv_bytes < AHEAD_BYTES
+    assert 16 * MIB < kv_bytes < 4 * AHEAD_BYTES
     ids = [5, 9, 2, 7]
     expected = logits_of(runner, ids, [1])[3:].tobytes()
     runner.collect(runner.submit(batch_of_one(ids[:3], 0, VOCAB, [0])))
@@ -184,9 +186,10 @@ def test_resident_memory_grows_by_what_is_touched_and_what_is_stored_stays(tmp_p
     while runner.prepare(0):  # the block in use too
         num_chunks += 1
     grown = resident_bytes() - before
-    assert num_chunks == -(-kv_bytes // CHUNK_BYTES)
-    assert kv_bytes - MIB < grown < kv_bytes + MIB
-    assert not runner.prepare(0) and resident_bytes() - before < kv_bytes + MIB
+    ahead = kv_bytes // 4
+    assert num_chunks == -(-ahead // CHUNK_BYTES)
+    assert ahead - MIB < grown < ahead + MIB
+    assert not runner.prepare(0) and resident_bytes() - before < ahead + MIB
     last = runner.collect(runner.submit(batch_of_one(ids[3:], 3, VOCAB, [0])))
     assert np.asarray(last.logits).tobytes() == expected
 

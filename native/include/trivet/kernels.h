@@ -1,5 +1,6 @@
-// The kernel table: one a tier, chosen once. Every tier gives the same bits for every function here (a test proves it),
-// whatever the number of rows in a call, so the table may be chosen by speed alone. Two conditions: the calling thread
+// The kernel table: one a tier, chosen once. Every function gives the same bits whatever the number of rows in a call, and
+// those of the tier's plain twin (twin_of; a test proves it). Twins differ in the order of bf16 sums alone: `baseline` has
+// that of tdpbf16ps, `baseline_pairs` that of vdpbf16ps. Two conditions: the calling thread
 // flushes denormals (FlushDenormals below), as the tile unit always does; and sums of products below 1.2e-38, where fma
 // and multiply-then-add flush at different points, may differ between tiers (never between row counts).
 //
@@ -61,14 +62,17 @@ struct Output {
 //   scratch  64-byte aligned, linear_scratch_bytes(kp) for this thread alone
 // int8, int4: y = (float(acc) * scales[n]) * x.scales[t] + bias[n] with one exact int32 acc over all of K.
 // bf16: for each 32 k, even and odd k are summed apart in order (f32), added, and that is added to the sum so far: what
-// the tile instruction tdpbf16ps does. What is stored as bf16 is rounded half to even.
+// the tile instruction tdpbf16ps does. In avx512_bf16 and its twin: one sum over all k in pairs, the odd one first, as
+// vdpbf16ps does. What is stored as bf16 is rounded half to even.
 using LinearFn = void (*)(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch);
 constexpr size_t linear_scratch_bytes(size_t kp) { return 64 * kp + 65536; }
 
-// One attention work item: up to kQueryTile query rows of one sequence and one key/value head, against all their keys.
+// One attention work item: up to kQueryTile query rows of one key/value head, against keys that they all have in the same
+// blocks: rows of one sequence, or of several that begin alike.
 constexpr size_t kQueryTile = 32;
 constexpr size_t kKeyStep = 128;     // the online softmax moves in steps of this many keys, at fixed multiples of position
 constexpr size_t kKeySegment = 1024;  // partial results of a segment are merged in order
+constexpr float kLog2E = 1.44269504f;  // powers of two throughout
 
 struct KvView {  // one layer and one key/value head of the cache
   uint8_t* base;             // block 0

@@ -3,6 +3,7 @@
 #include "kernels/avx512/unit.h"
 #include "kernels/common/table.h"
 #include "kernels/tables.h"
+#include "trivet/cpu.h"
 
 namespace trivet {
 namespace {
@@ -21,11 +22,12 @@ struct TileUnit : Unit {
   }
 };
 
-// Up to these many rows the kernels that stream weights are quicker (docs/lab.md); the bits are the same.
-constexpr size_t kFewInt8 = 1, kFewInt4 = 4, kFewBf16 = 4;
+// Up to these many rows the kernels that stream weights are quicker (docs/lab.md; on AMD int8 already from two rows on);
+// the bits are the same.
+constexpr size_t kFewInt8 = 8, kFewInt8Amd = 1, kFewInt4 = 4, kFewBf16 = 4;
 
 void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  (x.num <= kFewInt8 ? avx512::linear_i8 : avx512::many_rows_i8)(w, x, begin, end, out, scratch);
+  (x.num <= (cpu_is_amd() ? kFewInt8Amd : kFewInt8) ? avx512::linear_i8 : avx512::many_rows_i8)(w, x, begin, end, out, scratch);
 }
 void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
   (x.num <= kFewInt4 ? avx512::linear_i4 : avx512::many_rows_i4)(w, x, begin, end, out, scratch);

@@ -1,5 +1,7 @@
 // bf16 products of the avx512_bf16 tier: for few rows, which wait for memory, and for many, which pass through two panels
 // in turn.
+#include <algorithm>
+
 #include "kernels/avx512_bf16/pairs.h"
 #include "kernels/avx512_bf16/tier.h"
 #include "kernels/common/ahead.h"
@@ -34,7 +36,7 @@ TRIVET_INLINE void block(const Linear& w, const Rows& x, size_t row, size_t pane
   }
 }
 
-// P streams of weights from memory; each is read again from cache by the next rows.
+// P streams of weights, each used once, from memory.
 template <Into kInto, int R, int P>
 void few(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   const size_t panel_bytes = w.panel_bytes();
@@ -53,7 +55,7 @@ void many(const Linear& w, const Rows& x, size_t row, size_t panel, size_t run, 
   });
 }
 
-// Panels by four, then two, then one; rows by four inside each.
+// Up to four rows; panels by four, then two, then one.
 template <Into kInto>
 void few_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out) {
 #define TRIVET_BLOCK(R) {few<kInto, R, 1>, few<kInto, R, 2>, few<kInto, R, 4>},
@@ -61,18 +63,19 @@ void few_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Ou
 #undef TRIVET_BLOCK
   for (size_t p = begin; p < end;) {
     const size_t left = end - p, width = left >= 4 ? 2 : left >= 2 ? 1 : 0;
-    for_runs(x.num, 4, [&](size_t row, size_t length, size_t, size_t) { table[length - 1][width](w, x, row, p, out); });
+    table[x.num - 1][width](w, x, 0, p, out);
     p += size_t(1) << width;
   }
 }
 
+// At least two runs of rows: the first waits for memory, and each asks for a share of the next panels.
 void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out) {
 #define TRIVET_BLOCK(R) {many<R, 1>, many<R, 2>},
   static constexpr decltype(&many<1, 1>) table[][2] = {TRIVET_BLOCK(1) TRIVET_BLOCK(2) TRIVET_BLOCK(3) TRIVET_BLOCK(4)
                                                        TRIVET_BLOCK(5) TRIVET_BLOCK(6) TRIVET_BLOCK(7) TRIVET_BLOCK(8)};
 #undef TRIVET_BLOCK
   for (size_t p = begin; p < end; p += 2)
-    for_runs(x.num, kMostRows, [&](size_t row, size_t length, size_t run, size_t runs) {
+    for_runs(x.num, std::min((x.num + 1) / 2, kMostRows), [&](size_t row, size_t length, size_t run, size_t runs) {
       table[length - 1][end - p < 2 ? 0 : 1](w, x, row, p, run, runs, out);
     });
 }

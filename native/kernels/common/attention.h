@@ -1,7 +1,7 @@
 // Attention of one work item, written once; a tier supplies the product of bf16 tiles.
 //
 // For each step of kKeyStep keys at fixed multiples of position (rows r, keys j, widths p):
-//   s[r, j] = q[r] . k[j]                   bf16 products in the order of tdpbf16ps; int8 keys: times their key's scale
+//   s[r, j] = q[r] . k[j]                   bf16 products in the order of the tier; int8 keys: times their key's scale
 //   keys past position[r]: s = -inf
 //   m' = max_j s if that is above m by more than 8 / c, else m; a = 2^((m - m') c); w[r, j] = 2^((s[r, j] - m') c), where
 //   c = scale * log2(e). m only has to keep powers in range: moved at every new maximum, it cost a pass through o each time

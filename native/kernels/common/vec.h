@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/common/lanes.h"
+#include "trivet/kernels.h"
 
 namespace trivet {
 namespace {
@@ -45,7 +46,6 @@ TRIVET_INLINE vf exp2(const vf& x) {
   p = fma(p, r, splat(1.0f));
   return as_float((vi)((vu)as_int(p) + ((vu)as_int(shifted) << 23)));
 }
-constexpr float kLog2E = 1.44269504f;
 TRIVET_INLINE vf exp(const vf& x) { return exp2(min(x * kLog2E, splat(126.0f))); }  // cut: never infinite
 
 // 1 / x for x >= 1, relative error below 3e-7 (0 where that is no normal number): a division takes as long as thirty

@@ -166,7 +166,7 @@ def choose_isa() -> str:
     if wanted not in available:
         raise UnsupportedCpu(
             f"TRIVET_ISA asks for {wanted}, but this CPU offers {', '.join(available)}",
-            hint="unset TRIVET_ISA; `trivet doctor` says what is missing",
+            hint="name one of these, or unset TRIVET_ISA: then the fastest of them is taken",
         )
     _core.set_isa(wanted)
     return wanted

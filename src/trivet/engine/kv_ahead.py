@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-AHEAD_BYTES = 256 * 2**20
+AHEAD_BYTES = 256 * 2**20  # and at most a quarter of the cache
 CHUNK_BYTES = 2**20  # 3 ms where a page costs 12 us: a request that comes in meanwhile waits for no more
+
+
+def most_ahead(kv_bytes: int) -> int:
+    """Bytes beyond what was ever used that an idle engine brings in."""
+    return min(AHEAD_BYTES, kv_bytes // 4)
 
 
 class KvAhead:
@@ -25,7 +30,7 @@ class KvAhead:
         """Brings in one chunk beyond the blocks below `num_used`; False: there was nothing to do."""
         used = num_used * self._block_bytes
         begin = max(self._end, used)
-        end = min(begin + CHUNK_BYTES, used + AHEAD_BYTES, self._kv_bytes)
+        end = min(begin + CHUNK_BYTES, used + most_ahead(self._kv_bytes), self._kv_bytes)
         if end <= begin:
             return False
         self._touch(begin, end)

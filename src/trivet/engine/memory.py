@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trivet.config import EngineConfig
 from trivet.engine.cgroup import ROOT, memory_limit
-from trivet.engine.kv_ahead import AHEAD_BYTES
+from trivet.engine.kv_ahead import most_ahead
 from trivet.errors import ConfigError
 from trivet.models.spec import ModelSpec
 
@@ -92,7 +92,7 @@ def plan_kv(
     notes = [
         f"memory: KV cache at most {gib(num_blocks * block_bytes)} ({num_blocks:,} blocks of {cache.block_size} "
         f"tokens, {cache.dtype}), {parts}; pages are touched when first used, "
-        f"{AHEAD_BYTES // 2**20} MiB ahead while idle"
+        f"{most_ahead(num_blocks * block_bytes) / 2**20:.0f} MiB ahead while idle"
     ]
     if num_blocks < per_context:
         held = num_blocks * cache.block_size
