@@ -206,10 +206,10 @@ def speed() -> str:
     return page(
         "Speed",
         "What `python -m benchmarks.peers` measured: ours in turn with the best form of each of the best others "
-        "([how](../guides/peers.md), [why](../guides/how-fast.md)). Medians; a ratio is the median over the rounds of the "
-        "ratio within a round, with its range. MBU is a share of the memory bandwidth, MFU of the arithmetic peak, both of "
-        "the same run. `python -m benchmarks.peers.table benchmarks/peers/results/FILE` prints every turn, every version "
-        "and every setting.\n\n" + summary(measured()),
+        "([how](../guides/peers.md), [why](../guides/how-fast.md)). Medians; a ratio is the median over the rounds of "
+        "the ratio within a round, with its range. MBU is a share of the memory bandwidth, MFU of the arithmetic peak, "
+        "both of the same run. `python -m benchmarks.peers.table benchmarks/peers/results/FILE` prints every turn, "
+        "every version and every setting.\n\n" + summary(measured()),
     )
 
 

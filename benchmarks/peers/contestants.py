@@ -150,7 +150,7 @@ def kv_fills(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
     room = _room_gib(place, context, streams) << 30
     values = 2 if contestant.settings.get("kv_precision") == "int8" else 1  # in the bytes of a 16-bit one
     tokens = streams * context - (streams - 1) * work.get("shared", 0)
-    return min(MAX_FILLS, -(-room * values // (tokens * place.kv_bytes_per_token)))
+    return min(MAX_FILLS, int(-(-room * values // (tokens * place.kv_bytes_per_token))))
 
 
 def memory_need(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:

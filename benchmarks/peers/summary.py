@@ -1,4 +1,4 @@
-"""What the results come to: a line for each row and form of ours, and a picture of all of them below the machine's limits.
+"""What the results come to: a line for each row and form of ours, and a picture of them below the machine's limits.
 
 python -m benchmarks.peers.summary benchmarks/peers/results/*.jsonl > summary.md
 python -m benchmarks.peers.summary benchmarks/peers/results/*.jsonl --roofline > roofline.svg
@@ -19,7 +19,7 @@ from benchmarks.peers.rows import ROWS
 from benchmarks.peers.table import UNITS, key_of, latest, lines_of, number
 from benchmarks.record import best_limit
 
-HEAD = ("", "work", "ours", "", "best other, same run", "", "ours / other", "of the limit")
+HEAD = ("", "work", "ours", "", "best other, same run", "", "ours / other", "of the limit", "rounds")
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -47,7 +47,8 @@ def cells(record: Record, surveys: dict[str, Record]) -> Iterable[str]:
             continue
         other = f"{others[0].name} | {number(others[0].value or 0)} {unit}" if others else " | "
         ratio = "{:.2f}x ({:.2f}-{:.2f})".format(*line.ratio) if line.ratio else ""
-        yield f"| {row.name} | {row.title} | {line.name} | {number(line.value)} {unit} | {other} | {ratio} | {line.share} |"
+        ours = f"{line.name} | {number(line.value)} {unit}"
+        yield f"| {row.name} | {row.title} | {ours} | {other} | {ratio} | {line.share} | {line.rounds} |"
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ WIDTH, HEIGHT, MARGIN = 860, 480, 60
 
 
 def roofline(records: Sequence[Record], title: str) -> str:
-    """An SVG: operations a second over operations a byte, both logarithmic, below the limits measured in the same runs."""
+    """An SVG: operations a second over operations a byte, both logarithmic, below the limits of the same runs."""
     points = [point for record in records for point in points_of(record)]
     gb_per_s = max(best_limit(r["limits_before"], r["limits_after"], "gb_per_s") for r in records)
     peak = max(best_limit(r["limits_before"], r["limits_after"], "int8_tops") for r in records)
@@ -111,7 +112,7 @@ def roofline(records: Sequence[Record], title: str) -> str:
         + " ".join(f"{x(i):.1f},{y(max(t, low)):.1f}" for i, t in roof) + '"/>',
         f'<text x="{x(ridge):.1f}" y="{y(peak) - 8:.1f}">{peak:.2f} TOPS int8, {gb_per_s:.1f} GB/s</text>',
         f'<text x="{WIDTH / 2:.1f}" y="{HEIGHT - 16}" text-anchor="middle">operations a byte that must be read</text>',
-        f'<text x="16" y="{HEIGHT / 2:.1f}" transform="rotate(-90 16 {HEIGHT / 2:.1f})" text-anchor="middle">TOPS</text>',
+        f'<text x="16" y="{HEIGHT / 2}" transform="rotate(-90 16 {HEIGHT / 2})" text-anchor="middle">TOPS</text>',
         f'<text x="{MARGIN}" y="24">{title}</text>',
     ]  # fmt: skip
     for p in points:

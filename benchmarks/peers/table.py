@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmarks.peers.contestants import CONTESTANTS
 from benchmarks.peers.results import Record, read

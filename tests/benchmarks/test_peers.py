@@ -443,7 +443,7 @@ def test_the_summary_has_a_line_for_each_row_of_each_machine(tmp_path: Path) -> 
     text = summary.summary([*records, *({**record, "cpu": "another"} for record in records)])
     assert text.count("### some, 2 threads, m\n") == text.count("### another, 2 threads, m\n") == 1
     title = ROWS["R3.8"].title
-    line = f"| R3.8 | {title} | trivet/int8 | 500 tok/s | openvino/int8 | 500 tok/s | 1.00x (1.00-1.00) | MBU 3% |"
+    line = f"| R3.8 | {title} | trivet/int8 | 500 tok/s | openvino/int8 | 500 tok/s | 1.00x (1.00-1.00) | MBU 3% | 5 |"
     assert text.count(line) == 2
 
 

@@ -72,7 +72,7 @@ def branch_of(common: int) -> int:
 
 
 def members_of(prompts: Prompts, common: int, block: int) -> list[Sequence]:
-    """Groups of several sizes, of one token and more a sequence, one that has nothing in common, one that is a prompt."""
+    """Groups of several sizes, one token and more a sequence, one that has nothing in common, one that is a prompt."""
     trunk = prompts.make(common)
     more = branch_of(common)
     branch = prompts.make(more, trunk)

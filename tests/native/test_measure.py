@@ -41,7 +41,7 @@ def test_peak_of_each_tier(isa: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind,same", [("int8", "avx512_bf16"), ("bf16", "")])
 def test_a_better_tier_has_no_lower_peak(kind: str, same: str) -> None:
-    """`same` has the loop of the tier below it. A CPU may issue half as many of the instructions that do twice the work."""
+    """`same` has the loop of the tier below it. A CPU may issue half as many instructions that do twice the work."""
     tiers = [isa for isa in _core.available_isas() if isa != same]
     rates = [max(_core.measure_peak(kind, 1, isa) for _ in range(2)) for isa in tiers]
     assert all(better > 0.9 * worse for worse, better in itertools.pairwise(rates)), rates

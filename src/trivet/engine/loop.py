@@ -54,7 +54,7 @@ class EngineLoop:
         idle_s: float = IDLE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_replaced`: when it breaks, another process takes over. `idle_s`: seconds without work, then it prepares."""
+        """`is_replaced`: when it breaks, another process takes over. `idle_s`: so long without work, it prepares."""
         self._make_engine = make_engine
         self._publish = publish
         self._is_replaced = is_replaced
