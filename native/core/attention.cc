@@ -193,7 +193,8 @@ StepAttention::Tile StepAttention::own_tile(const Call& call, size_t seq, size_t
 }
 
 // Rows of a group, from the first-th on.
-StepAttention::Tile StepAttention::shared_tile(const Call& call, const Group& g, size_t kv_head, size_t first, size_t most_rows) const {
+StepAttention::Tile StepAttention::shared_tile(const Call& call, const Group& g, size_t kv_head, size_t first,
+                                               size_t most_rows) const {
   const size_t group = call.group();
   Tile tile = tile_of(call, order_[g.begin], kv_head, 0, g.keys);
   tile.is_shared = true;
@@ -309,7 +310,8 @@ void StepAttention::deal(const Call& call, size_t count, F&& tiles) {
   });
 }
 
-void StepAttention::layer(const Kernels& k, const LayerWeights& l, size_t index, const uint16_t* q, uint16_t* out, size_t out_ld) {
+void StepAttention::layer(const Kernels& k, const LayerWeights& l, size_t index, const uint16_t* q, uint16_t* out,
+                          size_t out_ld) {
   const Call call{k, l, index, q, out, out_ld};
   const size_t kv_heads = l.num_kv_heads, most_rows = rows_of_shared_tiles(call);
   const auto shared_tiles = [&](const Group& g) { return (g.num_rows * call.group() + most_rows - 1) / most_rows; };

@@ -3,6 +3,7 @@
 //
 // int8 and int4: weights become w8 + 128, the unsigned operand of vpdpbusd, so that the activations can be the signed one
 // and are broadcast straight from memory; what that adds is 128 times a row's sum. bf16: rows become float (chain.h).
+// Up to 48 rows of int8 do not pay for that: there the activations are moved up instead (moved_up.h).
 #include <algorithm>
 
 #include "kernels/avx512/many_rows.h"
