@@ -2,7 +2,8 @@
 
 It follows the equations at the top of native/core/step.cc: weights as unpacked, activations rounded to bf16 or
 quantized to int8 a token, what is kept between products and queries in bf16, keys and values as stored, attention
-weights in bf16 against a reference that follows the maximum of 128-key steps. Everything between is exact to float64,
+weights in bf16 against a reference that follows the maximum of 128-key steps; beside int8 keys and values, queries and
+weights in 16 bits. Everything between is exact to float64,
 so what differs from the core is float32 rounding, and a rare value that such an error carries over a rounding boundary.
 """
 
@@ -27,10 +28,20 @@ def bf16(x: F64) -> F64:
     return u.astype(np.uint32).view(np.float32).astype(np.float64)
 
 
-def int8(x: F64) -> tuple[F64, F64]:
-    """(codes, scale) of the last axis."""
+def codes(x: F64, most: float) -> tuple[F64, F64]:
+    """(codes from -most to most, scale) of the last axis."""
     absmax = np.abs(x).max(-1, keepdims=True)
-    return np.rint(x * np.divide(127.0, absmax, out=np.zeros_like(absmax), where=absmax > 0)), absmax / 127
+    return np.rint(x * np.divide(most, absmax, out=np.zeros_like(absmax), where=absmax > 0)), absmax / most
+
+
+def int8(x: F64) -> tuple[F64, F64]:
+    return codes(x, 127.0)
+
+
+def sixteen_bits(x: F64) -> F64:
+    """Rounded to what two int8 halves of 256 to 1 hold."""
+    rounded, scale = codes(x, 32639.0)
+    return rounded * scale
 
 
 class Twin:
@@ -55,8 +66,8 @@ class Twin:
         if self.packed.tensors[name].kind == "bf16":
             x = bf16(x)
         else:
-            codes, scale = int8(x)
-            x = codes * scale
+            rounded, scale = int8(x)
+            x = rounded * scale
         weight = self.tensor(name)
         assert weight is not None
         y = x @ weight.T
@@ -83,10 +94,10 @@ class Twin:
         t, k_scale, v_scale = len(q), np.ones(len(k)), np.ones(len(v))
         if self.kv_dtype == "int8":
             (k, ks), (v, vs) = int8(k), int8(v)
-            k_scale, v_scale = ks[:, 0], vs[:, 0]
+            q, k_scale, v_scale = sixteen_bits(bf16(q)), ks[:, 0], vs[:, 0]
         else:
-            k, v = bf16(k), bf16(v)
-        s = bf16(q) @ k.T * scale * k_scale
+            q, k, v = bf16(q), bf16(k), bf16(v)
+        s = q @ k.T * scale * k_scale
         s[np.triu(np.ones((t, t), bool), 1)] = -np.inf
         total, out, most = np.zeros(t), np.zeros_like(v), np.full(t, -np.inf)
         for begin in range(0, t, KEY_SEGMENT):  # each segment with a running maximum of its own, then merged
@@ -107,7 +118,8 @@ class Twin:
             top = part.max(1)
             new = np.where((top - most) * np.log2(np.e) <= 8, most, top)  # the reference moves by 2^8 at least
             a, e = np.exp(most - new), np.exp(part - new[:, None])
-            w = bf16(e * v_scale[begin : begin + KEY_STEP])
+            rounded = sixteen_bits if self.kv_dtype == "int8" else bf16
+            w = rounded(e * v_scale[begin : begin + KEY_STEP])
             total, out, most = total * a + e.sum(1), out * a[:, None] + w @ v[begin : begin + KEY_STEP], new
         return total, out, most
 

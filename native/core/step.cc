@@ -254,7 +254,8 @@ struct Step {
       const uint8_t* block = block_of(view, row);
       const size_t slot = size_t(s.position.get()[row]) % view.block_size, token = view.pp * (view.int8 ? 1 : 2);
       fetch(block + slot / 16 * 16 * token, 16 * token);
-      fetch(block + (view.block_size + slot / 2 * 2) * token, 2 * token);
+      const size_t woven = view.int8 ? 4 : 2;
+      fetch(block + (view.block_size + slot / woven * woven) * token, woven * token);
       if (view.int8) {
         fetch(block + 2 * view.block_size * token + 4 * slot, 4);
         fetch(block + 2 * view.block_size * token + 4 * (view.block_size + slot), 4);

@@ -81,8 +81,8 @@ struct KvView {  // one layer and one key/value head of the cache
   size_t pp;                 // padded head width
   bool int8;
 };
-// Inside a block and head: keys [block_size/16][Pp/2][16][2], values [block_size/2][Pp][2] (bf16 or int8), then for int8
-// key scales f32 [block_size] and value scales f32 [block_size].
+// Inside a block and head, bf16: keys [block_size/16][Pp/2][16][2], values [block_size/2][Pp][2]. int8, moved up by 128: keys
+// [block_size/16][Pp/4][16][4], values [block_size/4][Pp][4], then key scales f32 [block_size] and value scales f32 [block_size].
 inline size_t kv_head_bytes(size_t block_size, size_t pp, bool int8) {
   return int8 ? 2 * block_size * pp + 8 * block_size : 4 * block_size * pp;
 }
@@ -102,7 +102,7 @@ struct AttendItem {
 // meaning in attend_item of common/attention.h. The maximum is one of scores without `scale`.
 //   scratch  64-byte aligned, attend_scratch_bytes(pp)
 using AttendFn = void (*)(const AttendItem& item, float* out, float* row_max, float* row_sum, uint8_t* scratch);
-constexpr size_t attend_scratch_bytes(size_t pp) { return kQueryTile * kKeyStep * 6 + 64 * pp + 16384; }
+constexpr size_t attend_scratch_bytes(size_t pp) { return kQueryTile * (kKeyStep * 6 + 6 * (pp + 64)) + 64 * pp + 16384; }
 
 // Adds the partial (out2, max2, sum2) of the next segment into (out, max, sum); rows with max2 = -inf are left alone.
 // Both maxima are times scale log2(e) here.

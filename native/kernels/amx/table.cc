@@ -1,6 +1,7 @@
 // The amx tier: attention on bf16 tiles, and the tile state of a thread.
 #include "kernels/amx/amx.h"
 #include "kernels/amx/tiles.h"
+#include "kernels/avx512/code_products.h"
 #include "kernels/common/table.h"
 #include "kernels/tables.h"
 
@@ -43,28 +44,101 @@ TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_
   if (kTwo) _tile_stored(3, c + 16 * ldc + 16, 4 * ldc);
 }
 
-struct Tier {
-  template <class F>
-  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, F&& meanwhile) {
+struct TileHalves {
+  static constexpr bool kByLines = false;
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t run) {
     const auto key = [&](size_t i, size_t j) { return keys + 16 * j * pp + 512 * i; };
     if (rows > 16) return chain<true, false>(q, pp, key, pp / 32, 64, s, kKeyStep, [](size_t) {});
-    chain<false, false>(q, pp, key, pp / 32, 64, s, kKeyStep, meanwhile);
+    chain<false, false>(q, pp, key, pp / 32, 64, s, kKeyStep, [&](size_t part) { ahead.share(run, part, pp / 32); });
   }
-  template <class F>
-  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, F&& meanwhile) {
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, const RunsAhead& ahead) {
     for (size_t p = 0; p < pp; p += 32) {  // Pp is a multiple of 32
       const auto value = [&](size_t i, size_t j) { return vals[i] + 2 * p + 32 * j; };
       if (rows > 16)
         chain<true, true>(w, kKeyStep, value, runs, 4 * pp, o + p, pp, [](size_t) {});
       else
-        chain<false, true>(w, kKeyStep, value, runs, 4 * pp, o + p, pp, [&](size_t i) { meanwhile(i, p / 32); });
+        chain<false, true>(w, kKeyStep, value, runs, 4 * pp, o + p, pp, [&](size_t i) { ahead.share(i, p / 32, pp / 32); });
+    }
+  }
+};
+
+// c[r, 0..31] = sum over i < num of word(a[r, 64 i ..]) . (b(i, 0), b(i, 1)) for 16 rows: high and low halves apart, each
+// tile of b used for both.
+template <class B, class F>
+TRIVET_INLINE void chain_codes(const uint8_t* a, size_t half, B&& b, size_t num, size_t ldb, int32_t* c, size_t ldc, F&& meanwhile) {
+  alignas(64) int32_t sums[2][16][32];
+  stored();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (size_t i = 0; i < num; ++i) {
+    _tile_loadd(4, a + 64 * i, 2 * half);
+    _tile_loadd(6, b(i, 0), ldb);
+    _tile_dpbsud(0, 4, 6);
+    meanwhile(i);
+    _tile_loadd(7, b(i, 1), ldb);
+    _tile_dpbsud(1, 4, 7);
+    _tile_loadd(5, a + half + 64 * i, 2 * half);
+    _tile_dpbsud(2, 5, 6);
+    _tile_dpbsud(3, 5, 7);
+  }
+  _tile_stored(0, sums[0][0], 128);
+  _tile_stored(1, sums[0][0] + 16, 128);
+  _tile_stored(2, sums[1][0], 128);
+  _tile_stored(3, sums[1][0] + 16, 128);
+  stored();
+  for (size_t r = 0; r < 16; ++r)
+    for (size_t j = 0; j < 32; j += 16) {
+      const vi word = (load(sums[0][r] + j) << 8) + load(sums[1][r] + j);
+      __builtin_memcpy(c + r * ldc + j, &word, 64);
+    }
+}
+
+// A tile holds 64 numbers of 16 keys, or 64 keys of 16 numbers: where Pp is no multiple of 64 the last tile reaches into what
+// follows, and meets zeros of the operand. Values are copied first, since 64 keys are two runs. Few rows are for vectors.
+struct TileCodes {
+  static constexpr bool kByLines = true, kWords = false;
+  static constexpr size_t kFew = 4;
+  static void scores(size_t rows, const Operand& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
+    if (rows <= kFew) return CodeProducts::scores(rows, q, pp, keys, s, ahead, run);
+    const size_t num = q.length / 64, lines = pp / 2;
+    for (size_t r = 0; r < rows; r += 16)
+      chain_codes(q.halves(r), q.length, [&](size_t i, size_t g) { return keys + 16 * g * pp + 1024 * i; }, num, 64, s + r * kKeyStep, kKeyStep,
+                  [&](size_t i) {
+                    if (r == 0)
+                      for (size_t n = lines / num * i; n < lines / num * (i + 1); ++n) ahead.line(run, n);
+                  });
+  }
+  static void values(size_t rows, const Operand& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o, const RunsAhead& ahead, uint8_t* memory) {
+    if (rows <= kFew) return CodeProducts::values(rows, w, vals, runs, pp, o, ahead, memory);
+    // copied two runs at a time: sums of both pairs are added in o
+    for (size_t i = 0; i < runs; i += 2) {
+      std::memcpy(memory, vals[i], 32 * pp);
+      if (i + 1 < runs) std::memcpy(memory + 32 * pp, vals[i + 1], 32 * pp);
+      for (size_t n = 0; n < pp / 2; ++n) {
+        ahead.line(i, n);
+        if (i + 1 < runs) ahead.line(i + 1, n);
+      }
+      for (size_t r = 0; r < rows; r += 16)
+        for (size_t p = 0; p < pp; p += 32) {
+          alignas(64) int32_t part[16 * 32];
+          int32_t* to = o + r * pp + p;
+          chain_codes(w.halves(r) + 32 * i, w.length, [&](size_t, size_t g) { return memory + 4 * p + 64 * g; }, 1, 4 * pp,
+                      i == 0 ? to : part, i == 0 ? pp : 32, [](size_t) {});
+          for (size_t k = 0; i > 0 && k < 16; ++k)
+            for (size_t j = 0; j < 32; j += 16) {
+              const vi sum = load(to + k * pp + j) + load(part + 32 * k + j);
+              __builtin_memcpy(to + k * pp + j, &sum, 64);
+            }
+        }
     }
   }
 };
 
 }  // namespace
 
-Kernels amx_table() { return make_table<Tier>("amx", amx::linear_bf16, amx::linear_i8, amx::linear_i4); }
+Kernels amx_table() { return make_table<TileHalves, TileCodes>("amx", amx::linear_bf16, amx::linear_i8, amx::linear_i4); }
 
 #ifdef TRIVET_EMULATE_TILES
 

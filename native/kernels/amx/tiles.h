@@ -33,8 +33,9 @@ static inline void emulated_store(int t, void* to, size_t stride) {
   for (size_t r = 0; r < 16; ++r) __builtin_memcpy(static_cast<char*>(to) + r * stride, emulated_tile(t).row[r], 64);
 }
 
-// c[m][n] += sum over k, e of a[m][4 k + e] b[k][4 n + e], int8 to int32.
-static inline void emulated_dpbssd(int tc, int ta, int tb) {
+// c[m][n] += sum over k, e of a[m][4 k + e] b[k][4 n + e], int8 (b: or uint8) to int32.
+template <bool kSigned>
+static inline void emulated_dpbsxd(int tc, int ta, int tb) {
   const EmulatedTile &a = emulated_tile(ta), &b = emulated_tile(tb);
   for (int m = 0; m < 16; ++m) {
     __m512i sums[2] = {};  // of pairs: those of column n stand in lanes 2 n and 2 n + 1, eight columns a vector
@@ -44,7 +45,7 @@ static inline void emulated_dpbssd(int tc, int ta, int tb) {
       const __m512i x = _mm512_set1_epi64(_mm_cvtsi128_si64(_mm_cvtepi8_epi16(_mm_cvtsi32_si128(four))));
       for (int h = 0; h < 2; ++h) {
         const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b.row[k] + 32 * h));
-        sums[h] = _mm512_add_epi32(sums[h], _mm512_madd_epi16(_mm512_cvtepi8_epi16(codes), x));
+        sums[h] = _mm512_add_epi32(sums[h], _mm512_madd_epi16(kSigned ? _mm512_cvtepi8_epi16(codes) : _mm512_cvtepu8_epi16(codes), x));
       }
     }
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -81,12 +82,14 @@ static inline void emulated_dpbf16ps(int tc, int ta, int tb) {
 #undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbssd
+#undef _tile_dpbsud
 #undef _tile_dpbf16ps
 #define _tile_zero(t) ::trivet::amx::emulated_zero(t)
 #define _tile_loadd(t, from, stride) ::trivet::amx::emulated_load(t, from, stride)
 #define _tile_stream_loadd(t, from, stride) ::trivet::amx::emulated_load(t, from, stride)
 #define _tile_stored(t, to, stride) ::trivet::amx::emulated_store(t, to, stride)
-#define _tile_dpbssd(c, a, b) ::trivet::amx::emulated_dpbssd(c, a, b)
+#define _tile_dpbssd(c, a, b) ::trivet::amx::emulated_dpbsxd<true>(c, a, b)
+#define _tile_dpbsud(c, a, b) ::trivet::amx::emulated_dpbsxd<false>(c, a, b)
 #define _tile_dpbf16ps(c, a, b) ::trivet::amx::emulated_dpbf16ps(c, a, b)
 
 #endif

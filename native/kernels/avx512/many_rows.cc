@@ -40,6 +40,7 @@ TRIVET_INLINE void finish_sums(const Linear& w, const Rows& x, size_t row, size_
 template <int R, int P>
 void block(const Linear& w, const Rows& x, size_t row, const int32_t* starts, size_t panel, const uint8_t* b,
            const Ahead& ahead, const Output& out) {
+  fetch_outputs<R, P>(out, row, panel);
   __m512i acc[R][P];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -68,6 +69,7 @@ void block(const Linear& w, const Rows& x, size_t row, const int32_t* starts, si
 // The same for rows that were moved up, against weights as they are packed.
 template <int R, int P>
 void block_of_moved(const Linear& w, const Rows& x, size_t row, size_t panel, const Ahead& ahead, const Output& out) {
+  fetch_outputs<R, P>(out, row, panel);
   __m512i acc[R][P];
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {

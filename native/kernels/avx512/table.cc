@@ -1,4 +1,5 @@
 // The avx512 tier: attention tiles by f32 fma in the order of tdpbf16ps, and products for few rows or for many.
+#include "kernels/avx512/code_products.h"
 #include "kernels/avx512/many_rows.h"
 #include "kernels/avx512/unit.h"
 #include "kernels/common/table.h"
@@ -38,6 +39,6 @@ void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const
 
 }  // namespace
 
-Kernels avx512_table() { return make_table<ChainProducts<TileUnit>>("avx512", linear_bf16, linear_i8, linear_i4); }
+Kernels avx512_table() { return make_table<ChainProducts<TileUnit>, CodeProducts>("avx512", linear_bf16, linear_i8, linear_i4); }
 
 }  // namespace trivet

@@ -49,6 +49,7 @@ void few(const Linear& w, const Rows& x, size_t row, size_t panel, const Output&
 // `run` of `runs`: each brings a share of the next two panels into L2.
 template <int R, int P>
 void many(const Linear& w, const Rows& x, size_t row, size_t panel, size_t run, size_t runs, const Output& out) {
+  fetch_outputs<R, P>(out, row, panel);
   const Ahead ahead = Ahead::share(w.codes + (panel + 2) * w.panel_bytes(), w.panel_bytes(), run, runs, w.kp / 2);
   block<R, P>(w, x, row, panel, out, [&](const uint8_t*, size_t i, size_t j, int p) {
     if (p == 0) ahead.at(16 * i + j, j % 2);

@@ -1,5 +1,6 @@
 // The avx512_bf16 tier, for CPUs with bf16 products but no tiles (Zen 4 and 5, Cooper Lake): attention on vdpbf16ps; int8
 // and int4 are those of avx512.
+#include "kernels/avx512/code_products.h"
 #include "kernels/avx512_bf16/pairs.h"
 #include "kernels/avx512_bf16/tier.h"
 #include "kernels/common/chain.h"
@@ -31,19 +32,19 @@ TRIVET_INLINE void tile(size_t rows, const uint16_t* a, size_t lda, size_t num, 
 }
 
 struct PairProducts {
-  template <class F>
-  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, F&& meanwhile) {
-    for (size_t part = 0; part < pp / 32; ++part) meanwhile(part);
-    tile<false>(rows, q, pp, pp / 32, s, kKeyStep,
-                [&](size_t i, size_t j, int g) { return keys + 16 * size_t(g) * pp + 512 * i + 32 * j; });
+  static constexpr bool kByLines = true;
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t run) {
+    tile<false>(rows, q, pp, pp / 32, s, kKeyStep, [&](size_t i, size_t j, int g) {
+      ahead.line(run, 2 * (16 * i + j) + size_t(g));
+      return keys + 16 * size_t(g) * pp + 512 * i + 32 * j;
+    });
   }
-  template <class F>
-  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, F&& meanwhile) {
-    for (size_t p = 0; p < pp; p += 32) {
-      for (size_t i = 0; i < runs; ++i) meanwhile(i, p / 32);
-      tile<true>(rows, w, kKeyStep, runs, o + p, pp,
-                 [&](size_t i, size_t j, int g) { return vals[i] + 2 * (p + 16 * size_t(g) + j * pp); });
-    }
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, const RunsAhead& ahead) {
+    for (size_t p = 0; p < pp; p += 32)
+      tile<true>(rows, w, kKeyStep, runs, o + p, pp, [&](size_t i, size_t j, int g) {
+        ahead.line(i, p + 2 * j + size_t(g));
+        return vals[i] + 2 * (p + 16 * size_t(g) + j * pp);
+      });
   }
 };
 
@@ -51,7 +52,7 @@ struct PairProducts {
 
 Kernels avx512_bf16_table() {
   const Kernels avx512 = avx512_table();
-  return make_table<PairProducts>("avx512_bf16", avx512_bf16::linear_bf16, avx512.linear[int(LinearKind::kI8)],
+  return make_table<PairProducts, CodeProducts>("avx512_bf16", avx512_bf16::linear_bf16, avx512.linear[int(LinearKind::kI8)],
                                   avx512.linear[int(LinearKind::kI4)]);
 }
 

@@ -96,9 +96,29 @@ struct Chain {
   }
 };
 
+struct PlainCodes {
+  static constexpr bool kByLines = false, kWords = true;
+  static void scores(size_t rows, const Operand& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead&, size_t) {
+    for (size_t r = 0; r < rows; ++r)
+      for (size_t c = 0; c < 32; ++c) {
+        uint32_t sum = 0;
+        for (size_t p = 0; p < pp; ++p) sum += uint32_t(q.words(r)[p] * keys[c / 16 * 16 * pp + p / 4 * 64 + c % 16 * 4 + p % 4]);
+        s[r * kKeyStep + c] = int32_t(sum);
+      }
+  }
+  static void values(size_t rows, const Operand& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o, const RunsAhead&, uint8_t*) {
+    for (size_t r = 0; r < rows; ++r)
+      for (size_t p = 0; p < pp; ++p) {
+        uint32_t sum = 0;
+        for (size_t j = 0; j < 32 * runs; ++j) sum += uint32_t(w.words(r)[j] * vals[j / 32][(j % 32 / 4 * pp + p) * 4 + j % 4]);
+        o[r * pp + p] = int32_t(sum);
+      }
+  }
+};
+
 template <class Sum>
 Kernels table(const char* name) {
-  return make_table<TileProducts<Chain<Sum>>>(name, linear<uint16_t, panel_bf16<Sum>>, linear<int8_t, panel_i8>,
+  return make_table<TileProducts<Chain<Sum>>, PlainCodes>(name, linear<uint16_t, panel_bf16<Sum>>, linear<int8_t, panel_i8>,
                                               linear<int8_t, panel_i4>);
 }
 

@@ -5,6 +5,7 @@
 #include <immintrin.h>
 
 #include "kernels/common/vec.h"
+#include "trivet/kernels.h"
 
 namespace trivet {
 namespace {
@@ -23,6 +24,16 @@ struct Ahead {
     _mm_prefetch(reinterpret_cast<const char*>((odd ? second : first) + i * step), _MM_HINT_T1);
   }
 };
+
+// Asks for the lines that R rows of P panels will be written to, as their owner: they lie on R pages, and the last to write them
+// was another core as often as not.
+template <int R, int P>
+TRIVET_INLINE void fetch_outputs(const Output& out, size_t row, size_t panel) {
+  const size_t item = out.is_bf16() ? 2 : 4, width = out.epilogue == Epilogue::kSiluMul ? 8 : 16;
+  const uint8_t* at = static_cast<const uint8_t*>(out.data) + (row * out.ld + width * panel) * item;
+  for (int r = 0; r < R; ++r, at += out.ld * item)
+    for (size_t b = 0; b < P * width * item; b += 64) asm volatile("prefetchw %0" : : "m"(at[b]));
+}
 
 }  // namespace
 }  // namespace trivet

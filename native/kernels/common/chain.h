@@ -11,6 +11,7 @@
 //   add_pairs(left, right) the sum of each pair, in the order of columns
 #pragma once
 
+#include "kernels/common/kv_runs.h"
 #include "kernels/common/vec.h"
 #include "trivet/kernels.h"
 
@@ -79,27 +80,26 @@ TRIVET_INLINE void chain(const float* a, size_t lda, At&& at, size_t num, float*
     for (int q = 0; q < Q; ++q) Unit::store(c + r * ldc + Unit::kLanes * q, acc[r][q]);
 }
 
-// The products of attention (attention.h). Unit::tile<kAdd>(rows, a, lda, at, num, c, ldc): chain for 16 columns and any number
+// The products of attention (attend_bf16.h). Unit::tile<kAdd>(rows, a, lda, at, num, c, ldc): chain for 16 columns and any number
 // of rows; at(i, j) gives the 16 pairs.
 template <class Unit>
 struct ChainProducts {
-  template <class F>
-  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, F&& meanwhile) {
+  static constexpr bool kByLines = false;
+  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t run) {
     alignas(64) float wide[kQueryTile * kMaxHeadDim];
     widen<Unit>(q, rows * pp, wide);
     for (size_t g = 0; g < 2; ++g) {
-      for (size_t part = g; part < pp / 32; part += 2) meanwhile(part);
+      for (size_t part = g; part < pp / 32; part += 2) ahead.share(run, part, pp / 32);
       const auto key = [&](size_t i, size_t j) { return keys + 16 * g * pp + 512 * i + 32 * j; };
       Unit::template tile<false>(rows, wide, pp, key, pp / 32, s + 16 * g, kKeyStep);
     }
   }
-  template <class F>
-  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, F&& meanwhile) {
+  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, const RunsAhead& ahead) {
     alignas(64) float wide[kQueryTile * kKeyStep];
     for (size_t r = 0; r < rows; ++r) widen<Unit>(w + r * kKeyStep, 32 * runs, wide + r * kKeyStep);
     for (size_t p = 0; p < pp; p += 16) {
       if (p % 32 == 0)
-        for (size_t i = 0; i < runs; ++i) meanwhile(i, p / 32);
+        for (size_t i = 0; i < runs; ++i) ahead.share(i, p / 32, pp / 32);
       const auto value = [&](size_t i, size_t j) { return vals[i] + 2 * (p + j * pp); };
       Unit::template tile<true>(rows, wide, kKeyStep, value, runs, o + p, pp);
     }

@@ -8,9 +8,9 @@
 namespace trivet {
 namespace {
 
-template <class Tier>
+template <class Halves, class Codes>
 Kernels make_table(const char* name, LinearFn bf16, LinearFn i8, LinearFn i4) {
-  return {name, {bf16, i8, i4}, attend_item<Tier>, merge_partials, rms_norm, quantize<float>, quantize<uint16_t>,
+  return {name, {bf16, i8, i4}, attend_item<Halves, Codes>, merge_partials, rms_norm, quantize<float>, quantize<uint16_t>,
           to_bf16, turn<float>, turn<uint16_t>, divide, write_kv};
 }
 

@@ -1,0 +1,74 @@
+// The products of attention with int8 keys and values by vpdpbusd: the codes of the cache are the unsigned operand, high and
+// low halves of 16 bits the signed one, each in sums of its own.
+#pragma once
+
+#include <immintrin.h>
+
+#include "kernels/common/attend_int8.h"
+#include "kernels/common/chain.h"
+
+namespace trivet {
+namespace {
+
+// R rows of halves against 32 columns of codes, 32 of each at a time: at(i, j, g) gives four of the j-th eighth of columns
+// 16 g..
+template <int R, class At>
+void block_of_codes(const Operand& a, size_t row, size_t num, At&& at, int32_t* c, size_t ldc) {
+  __m512i acc[R][2][2];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) acc[r][i / 2][i % 2] = _mm512_setzero_si512();
+  const uint8_t* x = a.halves(row);
+  for (size_t i = 0; i < num; ++i)
+#pragma GCC unroll 8
+    for (size_t j = 0; j < 8; ++j) {
+      const __m512i first = _mm512_loadu_si512(at(i, j, 0)), second = _mm512_loadu_si512(at(i, j, 1));
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (size_t half = 0; half < 2; ++half) {
+          int32_t four;
+          __builtin_memcpy(&four, x + size_t(r) * a.row_bytes() + half * a.length + 32 * i + 4 * j, 4);
+          const __m512i s = _mm512_set1_epi32(four);
+          asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][half][0]) : "v"(first), "v"(s));
+          asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][half][1]) : "v"(second), "v"(s));
+        }
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int g = 0; g < 2; ++g)
+      _mm512_storeu_si512(c + (row + size_t(r)) * ldc + 16 * g, _mm512_add_epi32(_mm512_slli_epi32(acc[r][0][g], 8), acc[r][1][g]));
+}
+
+struct CodeProducts {
+  static constexpr bool kByLines = true, kWords = false;
+  template <class At>
+  TRIVET_INLINE void tile(const Operand& a, size_t rows, size_t num, int32_t* c, size_t ldc, At&& at) {
+    for_runs(rows, 4, [&](size_t r, size_t length, size_t, size_t) {
+      switch (length) {
+        case 1: return block_of_codes<1>(a, r, num, at, c, ldc);
+        case 2: return block_of_codes<2>(a, r, num, at, c, ldc);
+        case 3: return block_of_codes<3>(a, r, num, at, c, ldc);
+        case 4: return block_of_codes<4>(a, r, num, at, c, ldc);
+      }
+    });
+  }
+  static void scores(size_t rows, const Operand& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
+    tile(q, rows, pp / 32, s, kKeyStep, [&](size_t i, size_t j, size_t g) {
+      ahead.line(run, 16 * i + 2 * j + g);
+      return keys + 16 * g * pp + 512 * i + 64 * j;
+    });
+  }
+  static void values(size_t rows, const Operand& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o, const RunsAhead& ahead, uint8_t*) {
+    for (size_t p = 0; p < pp; p += 32)
+      tile(w, rows, runs, o + p, pp, [&](size_t i, size_t j, size_t g) {
+        ahead.line(i, p / 2 + 2 * j + g);
+        return vals[i] + 4 * (j * pp + p + 16 * g);
+      });
+  }
+};
+
+}  // namespace
+}  // namespace trivet
