@@ -153,13 +153,16 @@ def kv_fills(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
     return min(MAX_FILLS, int(-(-room * values // (tokens * place.kv_bytes_per_token))))
 
 
+BASE_GIB = {"vllm": 6}
+
+
 def memory_need(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
-    """Bytes that a worker may come to use: 3 GiB, and the KV that it fills, or takes at once."""
+    """Bytes that a worker may come to use: some GiB (vLLM had 4 beside its KV), and KV, filled or taken at once."""
     context = max(_longest(work["prompt"]) + _longest(work["output"]), work.get("long", 0))
     filled = kv_bytes(place, context, work.get("streams", 1))
     if contestant.peer in ROOM_PEERS:
         filled = max(filled, (place.kv_gib if contestant.kind == "engine" else SERVER_KV_GIB) << 30)
-    return (3 << 30) + filled
+    return (BASE_GIB.get(contestant.peer, 4) << 30) + filled
 
 
 def shown_settings(command: list[str], place: Place) -> str:

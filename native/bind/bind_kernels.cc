@@ -71,6 +71,41 @@ void def_linear(nb::module_& m) {
         nb::arg("out").noconvert(), "y = x w' + bias for packed weights; x holds the bytes of bf16 or int8 rows.");
 }
 
+// Attention of one item with keys [0, cuts[0]), then [cuts[0], cuts[1]) and so on.
+void attend(Array<const uint16_t, 2> q, Array<const int32_t, 1> position, Array<const int32_t, 1> block_table, Array<const uint8_t, 1> kv,
+            size_t block_size, bool int8, float scale, Array<const int32_t, 1> cuts, Array<float, 2> out, Array<float, 1> row_max,
+            Array<float, 1> row_sum) {
+  const size_t rows = position.shape(0), pp = q.shape(1), head_bytes = kv_head_bytes(block_size, pp, int8);
+  check(rows >= 1 && rows <= kQueryTile && q.shape(0) == kQueryTile && out.shape(0) == kQueryTile, "q and out must have 32 rows, and no fewer than position");
+  check(pp % 32 == 0 && pp <= kMaxHeadDim && out.shape(1) == pp, "the padded head width must be a multiple of 32, at most 256");
+  check(row_max.shape(0) == kQueryTile && row_sum.shape(0) == kQueryTile, "row_max and row_sum must be [32]");
+  check(block_size % 32 == 0 && kv.shape(0) % head_bytes == 0, "kv must be whole blocks");
+  for (size_t i = 0; i < block_table.shape(0); ++i)
+    check(block_table(i) >= 0 && size_t(block_table(i)) < kv.shape(0) / head_bytes, "block_table names a block that is not there");
+  const size_t num = cuts.shape(0);
+  check(num > 0 && cuts(num - 1) > 0 && size_t(cuts(num - 1)) <= block_table.shape(0) * block_size, "cuts must end within the blocks");
+  auto memory = scratch(attend_scratch_bytes(pp));
+  std::fill_n(memory.get(), attend_scratch_bytes(pp), uint8_t(0xff));
+  const KvView view{const_cast<uint8_t*>(kv.data()), head_bytes, block_size, pp, int8};
+  const FlushDenormals flush;
+  tiles_begin();
+  for (size_t i = 0, begin = 0; i < num; begin = size_t(cuts(i++))) {
+    AttendItem item{q.data(), rows, position.data(), block_table.data(), view, scale, begin, size_t(cuts(i))};
+    item.resume = i > 0;
+    kernels().attend(item, out.data(), row_max.data(), row_sum.data(), memory.get());
+  }
+  tiles_end();
+}
+
+void write_kv(Array<uint8_t, 1> block, size_t block_size, size_t head_dim, bool int8, size_t slot, Array<const float, 2> keys,
+              Array<const uint16_t, 2> values) {
+  const size_t num = keys.shape(0), pp = (head_dim + 31) / 32 * 32;
+  check(head_dim <= kMaxHeadDim && block.shape(0) == kv_head_bytes(block_size, pp, int8), "block must be that of one head");
+  check(keys.shape(1) >= head_dim && values.shape(1) >= head_dim && values.shape(0) == num, "keys and values must be [num, head_dim or more]");
+  check(num >= 1 && slot / 16 == (slot + num - 1) / 16 && slot + num <= block_size, "slots must be of one group of 16");
+  kernels().write_kv({block.data(), block_size, head_dim, pp, slot, num, int8, keys.data(), keys.shape(1), values.data(), values.shape(1)});
+}
+
 }  // namespace
 
 void bind_kernels(nb::module_& parent) {
@@ -109,4 +144,10 @@ void bind_kernels(nb::module_& parent) {
     return nb::bytes(reinterpret_cast<const char*>(half.data()), 2 * p);
   }, nb::arg("x").noconvert(), nb::arg("norm_weight").none(), nb::arg("eps"), nb::arg("cos").noconvert(),
      nb::arg("sin").noconvert(), nb::arg("out").noconvert(), "One head as f32 into `out`; gives the same rounded to bf16, as bytes.");
+  m.def("attend", &attend, nb::arg("q").noconvert(), nb::arg("position").noconvert(), nb::arg("block_table").noconvert(),
+        nb::arg("kv").noconvert(), nb::arg("block_size"), nb::arg("int8"), nb::arg("scale"), nb::arg("cuts").noconvert(),
+        nb::arg("out").noconvert(), nb::arg("row_max").noconvert(), nb::arg("row_sum").noconvert(),
+        "Attention of up to 32 rows of one head, not yet divided by row_sum; scratch begins with no numbers.");
+  m.def("write_kv", &write_kv, nb::arg("block").noconvert(), nb::arg("block_size"), nb::arg("head_dim"), nb::arg("int8"),
+        nb::arg("slot"), nb::arg("keys").noconvert(), nb::arg("values").noconvert(), "Tokens of one head to the slots from `slot` on.");
 }

@@ -239,8 +239,8 @@ void StepAttention::move_kept(const Call& call, const Tile& tile, int thread, bo
   }
 }
 
-// `next` is what this thread computes then, or null.
-void StepAttention::attend(const Call& call, const Tile& tile, const Tile* next, int thread) {
+// `next` is what this thread computes then, or null; is_asked_for: this was somebody's `next`.
+void StepAttention::attend(const Call& call, const Tile& tile, const Tile* next, bool is_asked_for, int thread) {
   const size_t pp = call.l.pp(), rows = tile.num_rows, group = call.group();
   float* memory = partial_.get() + size_t(thread) * 2 * kQueryTile * (pp_ + 32);
   const State whole(memory, pp), under_way(memory + kQueryTile * (pp_ + 32), pp);
@@ -264,6 +264,7 @@ void StepAttention::attend(const Call& call, const Tile& tile, const Tile* next,
     item.key_begin = key;
     item.key_end = std::min(segment_end, tile.end);
     item.resume = key > segment_begin;
+    item.is_asked_for = is_asked_for || key > tile.begin;
     AttendItem following = item;  // the next segment
     following.key_begin = item.key_end;
     following.key_end = std::min(item.key_end + segment, tile.end);
@@ -301,11 +302,11 @@ void StepAttention::deal(const Call& call, size_t count, F&& tiles) {
         Tile& tile = pair[num % 2];
         tile = tile_at(number);
         if (i > 0)
-          attend(call, tile, nullptr, t);
+          attend(call, tile, nullptr, false, t);
         else if (num++ > 0)
-          attend(call, pair[num % 2], &tile, t);
+          attend(call, pair[num % 2], &tile, num > 2, t);
       }
-      if (num > 0) attend(call, pair[(num - 1) % 2], nullptr, t);
+      if (num > 0) attend(call, pair[(num - 1) % 2], nullptr, num > 1, t);
     }
   });
 }

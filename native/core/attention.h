@@ -58,7 +58,7 @@ class StepAttention {
   Tile shared_tile(const Call& call, const Group& group, size_t kv_head, size_t first, size_t most_rows) const;
   size_t rows_of_shared_tiles(const Call& call) const;
   void move_kept(const Call& call, const Tile& tile, int thread, bool keep);
-  void attend(const Call& call, const Tile& tile, const Tile* next, int thread);
+  void attend(const Call& call, const Tile& tile, const Tile* next, bool is_asked_for, int thread);
   // Deals `count` tiles out: tiles() gives a function that makes a tile from its number and is asked for rising ones.
   template <class F>
   void deal(const Call& call, size_t count, F&& tiles);

@@ -83,10 +83,9 @@ bool faulty_attention(const LayerWeights& l, const StepInput& in, const uint16_t
           }
           const size_t at = size_t(key) % bs;
           const uint8_t* block = view.base + size_t(in.block_tables[seq * in.table_width + size_t(key) / bs]) * view.block_stride;
-          const int8_t* codes = reinterpret_cast<const int8_t*>(block);
           const float* scales = reinterpret_cast<const float*>(block + 2 * bs * pp);
-          return want_value ? float(codes[bs * pp + at / 2 * 2 * pp + 2 * i + at % 2]) * scales[bs + at]
-                            : float(codes[at / 16 * 16 * pp + i / 2 * 32 + at % 16 * 2 + i % 2]) * scales[at];
+          return want_value ? float(block[value_at(at, i, pp, bs, true)] - 128) * scales[bs + at]
+                            : float(block[key_at(at, i, pp, true)] - 128) * scales[at];
         };
         float most = -INFINITY, sum = 0;
         for (int32_t key = 0; key <= position[row]; ++key) {

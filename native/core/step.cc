@@ -244,7 +244,7 @@ struct Step {
     const int32_t* table = in.block_tables + size_t(s.seq.get()[row]) * in.table_width;
     return view.base + size_t(table[size_t(s.position.get()[row]) / view.block_size]) * view.block_stride;
   }
-  // Asks for the lines that a token will be written to: a line has a few numbers of its keys, and half its own of values.
+  // Asks for the lines that a token will be written to: a line has a few numbers of its keys, and some of its values.
   void fetch_slots(const LayerWeights& l, size_t layer, size_t row) const {
     const auto fetch = [](const uint8_t* from, size_t bytes) {
       for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b, 1);
@@ -253,8 +253,8 @@ struct Step {
       const KvView view = cache.view(layer, h);
       const uint8_t* block = block_of(view, row);
       const size_t slot = size_t(s.position.get()[row]) % view.block_size, token = view.pp * (view.int8 ? 1 : 2);
+      const size_t woven = kv_woven(view.int8);
       fetch(block + slot / 16 * 16 * token, 16 * token);
-      const size_t woven = view.int8 ? 4 : 2;
       fetch(block + (view.block_size + slot / woven * woven) * token, woven * token);
       if (view.int8) {
         fetch(block + 2 * view.block_size * token + 4 * slot, 4);

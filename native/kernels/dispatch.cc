@@ -85,8 +85,13 @@ bool self_test_attention(const Kernels& candidate, const Kernels& twin, bool amx
   const int32_t table[blocks] = {4, 2, 0, 3, 1};
   int32_t position[most_rows] = {3, 40, 127, 128, 159};
   for (size_t r = 5; r < most_rows; ++r) position[r] = int32_t(random() % keys);
-  for (const bool int8 : {false, true}) {  // the same bytes, read as codes and as scales
+  for (const bool int8 : {false, true}) {  // the same bytes, read as codes
     const KvView view{reinterpret_cast<uint8_t*>(kv), 64 * pp * 2, 32, pp, int8};
+    for (size_t b = 0; int8 && b < blocks; ++b) {
+      float scales[64];
+      for (float& s : scales) s = float(1 + random() % 256) / 128;
+      std::memcpy(view.base + b * view.block_stride + 64 * pp, scales, sizeof scales);
+    }
     for (const size_t rows : {size_t(5), most_rows}) {
       AttendItem item{q, rows, position, table, view, 0.25f, 0, keys};
       const AttendItem same = item;

@@ -83,6 +83,16 @@ struct KvView {  // one layer and one key/value head of the cache
 };
 // Inside a block and head, bf16: keys [block_size/16][Pp/2][16][2], values [block_size/2][Pp][2]. int8, moved up by 128: keys
 // [block_size/16][Pp/4][16][4], values [block_size/4][Pp][4], then key scales f32 [block_size] and value scales f32 [block_size].
+constexpr size_t kv_woven(bool int8) { return int8 ? 4 : 2; }  // numbers of a key, or keys of a value, that lie together
+// Where number p of the token in a slot stands, in numbers from the start of its block and head.
+inline size_t key_at(size_t slot, size_t p, size_t pp, bool int8) {
+  const size_t n = kv_woven(int8);
+  return slot / 16 * 16 * pp + p / n * 16 * n + slot % 16 * n + p % n;
+}
+inline size_t value_at(size_t slot, size_t p, size_t pp, size_t block_size, bool int8) {
+  const size_t n = kv_woven(int8);
+  return (block_size + slot / n * n) * pp + p * n + slot % n;
+}
 inline size_t kv_head_bytes(size_t block_size, size_t pp, bool int8) {
   return int8 ? 2 * block_size * pp + 8 * block_size : 4 * block_size * pp;
 }
@@ -96,13 +106,14 @@ struct AttendItem {
   float scale;              // of the scores
   size_t key_begin, key_end;  // keys looked at, all of one segment: key_begin a multiple of kKeyStep
   bool resume = false;        // goes on from what it finds in out, row_max and row_sum: the keys before key_begin
-  const AttendItem* next = nullptr;  // what this thread computes then: its keys are asked for in time
+  const AttendItem* next = nullptr;  // what this thread computes then: its first keys and values are asked for in time
+  bool is_asked_for = false;         // its own were, as somebody's `next`
 };
 // out: f32 [kQueryTile][Pp] (rows past num_rows are of no meaning) not yet divided, max and sum f32 [num_rows]; exact
-// meaning in attend_item of common/attention.h. The maximum is one of scores without `scale`.
+// meaning in common/attention.h and the two forms it names. The maximum is one of scores without `scale`.
 //   scratch  64-byte aligned, attend_scratch_bytes(pp)
 using AttendFn = void (*)(const AttendItem& item, float* out, float* row_max, float* row_sum, uint8_t* scratch);
-constexpr size_t attend_scratch_bytes(size_t pp) { return kQueryTile * (kKeyStep * 6 + 6 * (pp + 64)) + 64 * pp + 16384; }
+constexpr size_t attend_scratch_bytes(size_t pp) { return kQueryTile * (6 * kKeyStep + 6 * pp + 64) + kKeyStep * pp; }
 
 // Adds the partial (out2, max2, sum2) of the next segment into (out, max, sum); rows with max2 = -inf are left alone.
 // Both maxima are times scale log2(e) here.

@@ -62,8 +62,8 @@ struct TileHalves {
   }
 };
 
-// c[r, 0..31] = sum over i < num of word(a[r, 64 i ..]) . (b(i, 0), b(i, 1)) for 16 rows: high and low halves apart, each
-// tile of b used for both.
+// c[r, 0..31] = sum over i < num of number(a[r, 64 i ..]) . (b(i, 0), b(i, 1)) for 16 rows: high and low halves apart, each
+// tile of b used for both. meanwhile(i) is called on the way.
 template <class B, class F>
 TRIVET_INLINE void chain_codes(const uint8_t* a, size_t half, B&& b, size_t num, size_t ldb, int32_t* c, size_t ldc, F&& meanwhile) {
   alignas(64) int32_t sums[2][16][32];
@@ -90,49 +90,39 @@ TRIVET_INLINE void chain_codes(const uint8_t* a, size_t half, B&& b, size_t num,
   stored();
   for (size_t r = 0; r < 16; ++r)
     for (size_t j = 0; j < 32; j += 16) {
-      const vi word = (load(sums[0][r] + j) << 8) + load(sums[1][r] + j);
-      __builtin_memcpy(c + r * ldc + j, &word, 64);
+      const vi number = (load(sums[0][r] + j) << 8) + load(sums[1][r] + j);
+      __builtin_memcpy(c + r * ldc + j, &number, 64);
     }
 }
 
-// A tile holds 64 numbers of 16 keys, or 64 keys of 16 numbers: where Pp is no multiple of 64 the last tile reaches into what
-// follows, and meets zeros of the operand. Values are copied first, since 64 keys are two runs. Few rows are for vectors.
+// A tile holds 64 numbers of 16 keys, or 64 keys of 16 numbers. Where Pp is no multiple of 64 the last tile of keys reaches into
+// what follows them, and meets zeros of the query. Values are copied together, since 64 keys are two runs. Up to four rows
+// are for vectors. Times on tiles are not measured yet.
 struct TileCodes {
   static constexpr bool kByLines = true, kWords = false;
   static constexpr size_t kFew = 4;
-  static void scores(size_t rows, const Operand& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
+  static void scores(size_t rows, const Operand<false>& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
     if (rows <= kFew) return CodeProducts::scores(rows, q, pp, keys, s, ahead, run);
     const size_t num = q.length / 64, lines = pp / 2;
     for (size_t r = 0; r < rows; r += 16)
-      chain_codes(q.halves(r), q.length, [&](size_t i, size_t g) { return keys + 16 * g * pp + 1024 * i; }, num, 64, s + r * kKeyStep, kKeyStep,
-                  [&](size_t i) {
-                    if (r == 0)
-                      for (size_t n = lines / num * i; n < lines / num * (i + 1); ++n) ahead.line(run, n);
+      chain_codes(q.halves(r), q.length, [&](size_t i, size_t g) { return keys + 16 * g * pp + 1024 * i; }, num, 64, s + r * kKeyStep,
+                  kKeyStep, [&](size_t i) {
+                    if (r > 0 || ahead.is_empty()) return;
+                    for (size_t n = lines * i / num; n < lines * (i + 1) / num; ++n) ahead.line(run, n);
                   });
   }
-  static void values(size_t rows, const Operand& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o, const RunsAhead& ahead, uint8_t* memory) {
+  static void values(size_t rows, const Operand<false>& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o,
+                     const RunsAhead& ahead, uint8_t* memory) {
     if (rows <= kFew) return CodeProducts::values(rows, w, vals, runs, pp, o, ahead, memory);
-    // copied two runs at a time: sums of both pairs are added in o
-    for (size_t i = 0; i < runs; i += 2) {
-      std::memcpy(memory, vals[i], 32 * pp);
-      if (i + 1 < runs) std::memcpy(memory + 32 * pp, vals[i + 1], 32 * pp);
-      for (size_t n = 0; n < pp / 2; ++n) {
-        ahead.line(i, n);
-        if (i + 1 < runs) ahead.line(i + 1, n);
-      }
-      for (size_t r = 0; r < rows; r += 16)
-        for (size_t p = 0; p < pp; p += 32) {
-          alignas(64) int32_t part[16 * 32];
-          int32_t* to = o + r * pp + p;
-          chain_codes(w.halves(r) + 32 * i, w.length, [&](size_t, size_t g) { return memory + 4 * p + 64 * g; }, 1, 4 * pp,
-                      i == 0 ? to : part, i == 0 ? pp : 32, [](size_t) {});
-          for (size_t k = 0; i > 0 && k < 16; ++k)
-            for (size_t j = 0; j < 32; j += 16) {
-              const vi sum = load(to + k * pp + j) + load(part + 32 * k + j);
-              __builtin_memcpy(to + k * pp + j, &sum, 64);
-            }
-        }
-    }
+    for (size_t i = 0; i < runs; ++i) std::memcpy(memory + i * 32 * pp, vals[i], 32 * pp);
+    for (size_t r = 0; r < rows; r += 16)
+      for (size_t p = 0; p < pp; p += 32)
+        chain_codes(w.halves(r), w.length, [&](size_t i, size_t g) { return memory + i * 64 * pp + 4 * p + 64 * g; }, (runs + 1) / 2, 4 * pp,
+                    o + r * pp + p, pp, [&](size_t i) {
+                      if (r > 0 || ahead.is_empty()) return;
+                      for (size_t n = p / 2; n < p / 2 + 16; ++n)
+                        for (size_t j = 2 * i; j < std::min(2 * i + 2, runs); ++j) ahead.line(j, n);
+                    });
   }
 };
 

@@ -4,16 +4,17 @@
 
 #include <immintrin.h>
 
+#include "kernels/avx512/dpbusd.h"
 #include "kernels/common/attend_int8.h"
 #include "kernels/common/chain.h"
 
 namespace trivet {
 namespace {
 
-// R rows of halves against 32 columns of codes, 32 of each at a time: at(i, j, g) gives four of the j-th eighth of columns
-// 16 g..
+// R rows of halves from `row` on against 32 columns of codes, 32 numbers at a time: at(i, j, g) gives numbers 32 i + 4 j .. + 3
+// of columns 16 g .. + 15.
 template <int R, class At>
-void block_of_codes(const Operand& a, size_t row, size_t num, At&& at, int32_t* c, size_t ldc) {
+void block_of_codes(const Operand<false>& a, size_t row, size_t num, At&& at, int32_t* c, size_t ldc) {
   __m512i acc[R][2][2];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
@@ -31,8 +32,8 @@ void block_of_codes(const Operand& a, size_t row, size_t num, At&& at, int32_t* 
           int32_t four;
           __builtin_memcpy(&four, x + size_t(r) * a.row_bytes() + half * a.length + 32 * i + 4 * j, 4);
           const __m512i s = _mm512_set1_epi32(four);
-          asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][half][0]) : "v"(first), "v"(s));
-          asm("vpdpbusd %2, %1, %0" : "+v"(acc[r][half][1]) : "v"(second), "v"(s));
+          acc[r][half][0] = dpbusd(acc[r][half][0], first, s);
+          acc[r][half][1] = dpbusd(acc[r][half][1], second, s);
         }
     }
 #pragma GCC unroll 4
@@ -42,31 +43,42 @@ void block_of_codes(const Operand& a, size_t row, size_t num, At&& at, int32_t* 
       _mm512_storeu_si512(c + (row + size_t(r)) * ldc + 16 * g, _mm512_add_epi32(_mm512_slli_epi32(acc[r][0][g], 8), acc[r][1][g]));
 }
 
+template <class At>
+TRIVET_INLINE void block_of_codes(const Operand<false>& a, size_t row, size_t rows, size_t num, At&& at, int32_t* c, size_t ldc) {
+  switch (rows) {
+    case 1: return block_of_codes<1>(a, row, num, at, c, ldc);
+    case 2: return block_of_codes<2>(a, row, num, at, c, ldc);
+    case 3: return block_of_codes<3>(a, row, num, at, c, ldc);
+    case 4: return block_of_codes<4>(a, row, num, at, c, ldc);
+  }
+}
+
 struct CodeProducts {
   static constexpr bool kByLines = true, kWords = false;
-  template <class At>
-  TRIVET_INLINE void tile(const Operand& a, size_t rows, size_t num, int32_t* c, size_t ldc, At&& at) {
-    for_runs(rows, 4, [&](size_t r, size_t length, size_t, size_t) {
-      switch (length) {
-        case 1: return block_of_codes<1>(a, r, num, at, c, ldc);
-        case 2: return block_of_codes<2>(a, r, num, at, c, ldc);
-        case 3: return block_of_codes<3>(a, r, num, at, c, ldc);
-        case 4: return block_of_codes<4>(a, r, num, at, c, ldc);
-      }
+  // The first rows ask, with asking(i, j, g), the others do not, with at(i, j, g).
+  template <class At, class Asking>
+  TRIVET_INLINE void tile(const Operand<false>& a, size_t rows, size_t num, int32_t* c, size_t ldc, bool asks, At&& at, Asking&& asking) {
+    for_runs(rows, 4, [&](size_t r, size_t length, size_t run, size_t) {
+      if (run == 0 && asks) return block_of_codes(a, r, length, num, asking, c, ldc);
+      block_of_codes(a, r, length, num, at, c, ldc);
     });
   }
-  static void scores(size_t rows, const Operand& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
-    tile(q, rows, pp / 32, s, kKeyStep, [&](size_t i, size_t j, size_t g) {
+  static void scores(size_t rows, const Operand<false>& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
+    const auto at = [&](size_t i, size_t j, size_t g) { return keys + 16 * g * pp + 512 * i + 64 * j; };
+    tile(q, rows, pp / 32, s, kKeyStep, !ahead.is_empty(), at, [&](size_t i, size_t j, size_t g) {
       ahead.line(run, 16 * i + 2 * j + g);
-      return keys + 16 * g * pp + 512 * i + 64 * j;
+      return at(i, j, g);
     });
   }
-  static void values(size_t rows, const Operand& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o, const RunsAhead& ahead, uint8_t*) {
-    for (size_t p = 0; p < pp; p += 32)
-      tile(w, rows, runs, o + p, pp, [&](size_t i, size_t j, size_t g) {
+  static void values(size_t rows, const Operand<false>& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o,
+                     const RunsAhead& ahead, uint8_t*) {
+    for (size_t p = 0; p < pp; p += 32) {
+      const auto at = [&](size_t i, size_t j, size_t g) { return vals[i] + 4 * (j * pp + p + 16 * g); };
+      tile(w, rows, runs, o + p, pp, !ahead.is_empty(), at, [&](size_t i, size_t j, size_t g) {
         ahead.line(i, p / 2 + 2 * j + g);
-        return vals[i] + 4 * (j * pp + p + 16 * g);
+        return at(i, j, g);
       });
+    }
   }
 };
 

@@ -6,6 +6,7 @@
 // Up to 48 rows of int8 do not pay for that: there the activations are moved up instead (moved_up.h).
 #include <algorithm>
 
+#include "kernels/avx512/dpbusd.h"
 #include "kernels/avx512/many_rows.h"
 #include "kernels/avx512/moved_up.h"
 #include "kernels/avx512/unit.h"
@@ -15,12 +16,6 @@
 
 namespace trivet::avx512 {
 namespace {
-
-// acc += u8 . s8 by fours. In assembly, since GCC 12 copies the accumulator of the intrinsic around at every use.
-TRIVET_INLINE __m512i dpbusd(__m512i acc, __m512i u, __m512i s) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(u), "v"(s));
-  return acc;
-}
 
 template <int R, int P>
 TRIVET_INLINE void finish_sums(const Linear& w, const Rows& x, size_t row, size_t panel, const __m512i (&acc)[R][P], const Output& out) {

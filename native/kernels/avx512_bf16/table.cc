@@ -18,33 +18,42 @@ void block(const uint16_t* a, size_t lda, size_t num, float* c, size_t ldc, At&&
       at, [&](int r, int q, __m512 sum) { _mm512_storeu_ps(c + size_t(r) * ldc + 16 * q, sum); });
 }
 
-// 32 columns for any number of rows.
 template <bool kAdd, class At>
-TRIVET_INLINE void tile(size_t rows, const uint16_t* a, size_t lda, size_t num, float* c, size_t ldc, At&& at) {
-  for_runs(rows, kMostRows, [&](size_t r, size_t length, size_t, size_t) {
-    switch (length) {
+TRIVET_INLINE void block_of_rows(size_t rows, const uint16_t* a, size_t lda, size_t num, float* c, size_t ldc, At&& at) {
+  switch (rows) {
 #define TRIVET_CASE(R) \
-  case R: return block<kAdd, R, 2>(a + r * lda, lda, num, c + r * ldc, ldc, at);
-      TRIVET_CASE(1) TRIVET_CASE(2) TRIVET_CASE(3) TRIVET_CASE(4) TRIVET_CASE(5) TRIVET_CASE(6) TRIVET_CASE(7) TRIVET_CASE(8)
+  case R: return block<kAdd, R, 2>(a, lda, num, c, ldc, at);
+    TRIVET_CASE(1) TRIVET_CASE(2) TRIVET_CASE(3) TRIVET_CASE(4) TRIVET_CASE(5) TRIVET_CASE(6) TRIVET_CASE(7) TRIVET_CASE(8)
 #undef TRIVET_CASE
-    }
+  }
+}
+
+// 32 columns for any number of rows. The first rows ask, with asking(i, j, g), the others do not, with at(i, j, g).
+template <bool kAdd, class At, class Asking>
+TRIVET_INLINE void tile(size_t rows, const uint16_t* a, size_t lda, size_t num, float* c, size_t ldc, bool asks, At&& at, Asking&& asking) {
+  for_runs(rows, kMostRows, [&](size_t r, size_t length, size_t run, size_t) {
+    if (run == 0 && asks) return block_of_rows<kAdd>(length, a + r * lda, lda, num, c + r * ldc, ldc, asking);
+    block_of_rows<kAdd>(length, a + r * lda, lda, num, c + r * ldc, ldc, at);
   });
 }
 
 struct PairProducts {
   static constexpr bool kByLines = true;
   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t run) {
-    tile<false>(rows, q, pp, pp / 32, s, kKeyStep, [&](size_t i, size_t j, int g) {
+    const auto at = [&](size_t i, size_t j, int g) { return keys + 16 * size_t(g) * pp + 512 * i + 32 * j; };
+    tile<false>(rows, q, pp, pp / 32, s, kKeyStep, !ahead.is_empty(), at, [&](size_t i, size_t j, int g) {
       ahead.line(run, 2 * (16 * i + j) + size_t(g));
-      return keys + 16 * size_t(g) * pp + 512 * i + 32 * j;
+      return at(i, j, g);
     });
   }
   static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, const RunsAhead& ahead) {
-    for (size_t p = 0; p < pp; p += 32)
-      tile<true>(rows, w, kKeyStep, runs, o + p, pp, [&](size_t i, size_t j, int g) {
+    for (size_t p = 0; p < pp; p += 32) {
+      const auto at = [&](size_t i, size_t j, int g) { return vals[i] + 2 * (p + 16 * size_t(g) + j * pp); };
+      tile<true>(rows, w, kKeyStep, runs, o + p, pp, !ahead.is_empty(), at, [&](size_t i, size_t j, int g) {
         ahead.line(i, p + 2 * j + size_t(g));
-        return vals[i] + 2 * (p + 16 * size_t(g) + j * pp);
+        return at(i, j, g);
       });
+    }
   }
 };
 

@@ -31,7 +31,7 @@ struct TileProducts {
   }
 };
 
-// Products: struct with
+// A form of the cache (attention.h). Products: struct with
 //   kByLines  whether it asks ahead line by line
 //   scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t i)
 //     s[r * kKeyStep + c] = q[r] . keys[:, c] for the i-th run, bf16 [2][Pp/2][16][2]; at least `rows` rows
@@ -48,13 +48,13 @@ class Bf16Kv {
     std::memset(w_, 0, (it.num_rows <= 16 ? 16 : kQueryTile) * kKeyStep * 2);
   }
   float* row(size_t r) { return s_ + r * kKeyStep; }
-  void scores(size_t i, const Run& run, const RunsAhead& ahead) {
+  void multiply_keys(size_t i, const Run& run, const RunsAhead& ahead) {
     Products::scores(it_.num_rows, it_.q, it_.kv.pp, reinterpret_cast<const uint16_t*>(run.keys), s_ + 32 * i, ahead, i);
   }
   vf score(size_t r, size_t j) const { return load(s_ + r * kKeyStep + j); }
-  void weigh(size_t r, size_t j, const vf& e) { store_bf16_quick(w_ + r * kKeyStep + j, e); }
-  void skip(size_t r, size_t keys) { std::memset(w_ + r * kKeyStep, 0, 2 * keys); }
-  void weighed(size_t r, size_t seen, size_t keys, float a, float* out) {
+  void put_weights(size_t r, size_t j, const vf& e) { store_bf16_quick(w_ + r * kKeyStep + j, e); }
+  void skip_row(size_t r, size_t keys) { std::memset(w_ + r * kKeyStep, 0, 2 * keys); }
+  void finish_row(size_t r, size_t seen, size_t keys, float a, float* out) {
     if (seen < keys) std::memset(w_ + r * kKeyStep + seen, 0, 2 * (keys - seen));
     if (a != 1.0f)
       for (size_t p = 0; p < it_.kv.pp; p += 16) store(out + r * it_.kv.pp + p, load(out + r * it_.kv.pp + p) * a);

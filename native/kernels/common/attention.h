@@ -9,6 +9,17 @@
 //   o[r] = o[r] * a + e[r] . v              e rounded as the form of the cache says
 // A step that a row does not see at all leaves it as it was, bit for bit, so a row's result depends on its own position
 // alone and not on the rows beside it.
+//
+// Form, one of the cache's: class with
+//   kByLines                                whether its products ask ahead line by line
+//   Form(item, scratch)
+//   float* row(r)                           [kKeyStep] floats that row r may use until its step is over
+//   multiply_keys(i, run, ahead)            the i-th run of a step, for all rows
+//   vf score(r, j)                          s of sixteen keys; may be stored where row(r) has them
+//   put_weights(r, j, e)                    e of sixteen keys, which may replace what row(r) has there
+//   skip_row(r, keys)                       the row sees nothing of a step of that many keys
+//   finish_row(r, seen, keys, a, out)       all weights of a row that sees no more than `seen` of them are put
+//   add_values(runs, num, out, ahead)       o of all rows
 #pragma once
 
 #include "kernels/common/attend_bf16.h"
@@ -21,9 +32,9 @@ namespace {
 
 // What row r makes of the scores of a step of `keys` keys, of which it sees the first `visible`.
 template <class Form>
-TRIVET_INLINE void weigh_row(Form& form, size_t r, int64_t visible, size_t keys, float c, float* out, float* row_max, float* row_sum) {
+TRIVET_INLINE void take_scores(Form& form, size_t r, int64_t visible, size_t keys, float c, float* out, float* row_max, float* row_sum) {
   const size_t seen = visible <= 0 ? 0 : visible < int64_t(keys) ? (size_t(visible) + 15) / 16 * 16 : keys;
-  if (seen == 0) return form.skip(r, keys);
+  if (seen == 0) return form.skip_row(r, keys);
   float* row = form.row(r);
   for (size_t j = 0; j < seen; j += 16) store(row + j, form.score(r, j));
   if (size_t(visible) < seen) {
@@ -40,11 +51,11 @@ TRIVET_INLINE void weigh_row(Form& form, size_t r, int64_t visible, size_t keys,
   for (size_t j = 0; j < seen; j += 16) {
     const vf e = exp2((load(row + j) - new_max) * c);
     total = total + e;
-    form.weigh(r, j, e);
+    form.put_weights(r, j, e);
   }
   row_max[r] = new_max;
   row_sum[r] = row_sum[r] * a + sum(total);
-  form.weighed(r, seen, keys, a, out);
+  form.finish_row(r, seen, keys, a, out);
 }
 
 template <class Form>
@@ -61,6 +72,11 @@ void attend_as(const AttendItem& it, float* out, float* row_max, float* row_sum,
   }
   Run runs[kStepRuns], next[kStepRuns];
   size_t num = runs_of(it, it.key_begin, runs);
+  if (waits && !it.is_asked_for) {  // by whoever was before: keys wait for memory, values shall not
+    RunsAhead mine{{}, num, run_bytes, 0};
+    for (size_t i = 0; i < num; ++i) mine.runs[i] = runs[i].values;
+    mine.rest();
+  }
   for (size_t begin = it.key_begin; begin < it.key_end; begin += kKeyStep) {
     const size_t num_next = runs_of(it, begin + kKeyStep, next);
     const AttendItem* after = num_next || !waits ? nullptr : it.next;
@@ -74,10 +90,10 @@ void attend_as(const AttendItem& it, float* out, float* row_max, float* row_sum,
       if (it.kv.int8) fetch_scales(run);
     }
 
-    for (size_t i = 0; i < num; ++i) form.scores(i, runs[i], keys);
+    for (size_t i = 0; i < num; ++i) form.multiply_keys(i, runs[i], keys);
     const float c = it.scale * kLog2E;
     for (size_t r = 0; r < rows; ++r)
-      weigh_row(form, r, int64_t(it.position[r]) + 1 - int64_t(begin), 32 * num, c, out, row_max, row_sum);
+      take_scores(form, r, int64_t(it.position[r]) + 1 - int64_t(begin), 32 * num, c, out, row_max, row_sum);
     form.add_values(runs, num, out, values);
     if (Form::kByLines) {
       keys.rest();

@@ -41,18 +41,19 @@ TRIVET_INLINE void fetch_scales(const Run& run) {
 // own, and hardware looks ahead within a page only. A tier asks for them in shares, or line by line.
 struct RunsAhead {
   const uint8_t* runs[kStepRuns];
-  size_t num, bytes, mine;  // runs, bytes of each; runs that are computed meanwhile
+  size_t num, bytes, num_computed;  // runs, bytes of each; runs that are computed meanwhile
 
   // One of `parts` shares of every run that falls to the i-th of those that are computed.
   void share(size_t i, size_t part, size_t parts) const {
-    for (; i < num; i += mine)
+    for (; i < num; i += num_computed)
       for (size_t b = bytes / parts * part; b < bytes / parts * (part + 1); b += 64) __builtin_prefetch(runs[i] + b, 0, 2);
   }
-  // The n-th line of the i-th run. There is one for each that is computed: if nothing is to come, one that is there already.
+  bool is_empty() const { return num == 0; }
+  // The n-th line of the i-th run, unless it is empty. There is one for each that is computed: if nothing is to come, one that is there already.
   [[gnu::always_inline]] inline void line(size_t i, size_t n) const { __builtin_prefetch(runs[i] + 64 * n, 0, 2); }
   // For who goes line by line: runs that are more than those that are computed.
   void rest() const {
-    for (size_t i = mine; i < num; ++i)
+    for (size_t i = num_computed; i < num; ++i)
       for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(runs[i] + b, 0, 2);
   }
 };

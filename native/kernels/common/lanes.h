@@ -103,10 +103,6 @@ TRIVET_INLINE vu widened(const vh& h) {
   const __m128i lo = _mm256_castsi256_si128(x), hi = _mm256_extracti128_si256(x, 1);
   return {(vu::Half)_mm256_cvtepu16_epi32(lo), (vu::Half)_mm256_cvtepu16_epi32(hi)};
 }
-TRIVET_INLINE vi widened(const vb& b) {
-  const __m128i x = (__m128i)b;
-  return {(vi::Half)_mm256_cvtepi8_epi32(x), (vi::Half)_mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
-}
 // The low 16 (8) bits of each lane: the even 16-bit (every fourth byte) of both halves.
 TRIVET_INLINE vh low_halves(const vu& x) {
   return __builtin_shufflevector((vh)x.lo, (vh)x.hi, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -163,7 +159,6 @@ TRIVET_INLINE vu widened(const vh& h) {
   return __builtin_convertvector(h, vu);
 #endif
 }
-TRIVET_INLINE vi widened(const vb& b) { return __builtin_convertvector(b, vi); }
 TRIVET_INLINE vh low_halves(const vu& x) { return __builtin_convertvector(x, vh); }
 TRIVET_INLINE vb low_bytes(const vi& x) { return __builtin_convertvector(x, vb); }
 
