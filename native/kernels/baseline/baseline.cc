@@ -102,7 +102,7 @@ struct PlainCodes {
     for (size_t r = 0; r < rows; ++r)
       for (size_t c = 0; c < 32; ++c) {
         uint32_t sum = 0;
-        for (size_t p = 0; p < pp; ++p) sum += uint32_t(q.words(r)[p] * keys[c / 16 * 16 * pp + p / 4 * 64 + c % 16 * 4 + p % 4]);
+        for (size_t p = 0; p < pp; ++p) sum += uint32_t(q.words(r)[p] * keys[key_at(c, p, pp, true)]);
         s[r * kKeyStep + c] = int32_t(sum);
       }
   }
@@ -110,7 +110,7 @@ struct PlainCodes {
     for (size_t r = 0; r < rows; ++r)
       for (size_t p = 0; p < pp; ++p) {
         uint32_t sum = 0;
-        for (size_t j = 0; j < 32 * runs; ++j) sum += uint32_t(w.words(r)[j] * vals[j / 32][(j % 32 / 4 * pp + p) * 4 + j % 4]);
+        for (size_t j = 0; j < 32 * runs; ++j) sum += uint32_t(w.words(r)[j] * vals[j / 32][value_at(j % 32, p, pp, 0, true)]);
         o[r * pp + p] = int32_t(sum);
       }
   }

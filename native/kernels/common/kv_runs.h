@@ -49,7 +49,7 @@ struct RunsAhead {
       for (size_t b = bytes / parts * part; b < bytes / parts * (part + 1); b += 64) __builtin_prefetch(runs[i] + b, 0, 2);
   }
   bool is_empty() const { return num == 0; }
-  // The n-th line of the i-th run, unless it is empty. There is one for each that is computed: if nothing is to come, one that is there already.
+  // The n-th line of the i-th run, unless it is empty. Each that is computed has one: if nothing is to come, its own.
   [[gnu::always_inline]] inline void line(size_t i, size_t n) const { __builtin_prefetch(runs[i] + 64 * n, 0, 2); }
   // For who goes line by line: runs that are more than those that are computed.
   void rest() const {
