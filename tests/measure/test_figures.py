@@ -35,7 +35,7 @@ def test_the_warm_up_does_not_count() -> None:
 
 def test_tokens_of_one_read_come_together() -> None:
     figures = figures_of(requests([exchange(0, 0.0, 0.1, [0.06, 0.06], [1, 3, 3])]), 0.0, None)
-    assert (figures.itl.num, figures.itl.mean) == (6, pytest.approx(0.02))
+    assert (figures.itl.num, figures.itl.mean, figures.itl.longest) == (6, pytest.approx(0.02), 0.06)
     assert [figures.itl.at(q).value for q in (0.5, 0.9)] == [0.0, 0.06]
     assert figures.tpot.at(0.5).value == pytest.approx(0.02), "the average over the answer does not mind"
 

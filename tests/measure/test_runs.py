@@ -291,6 +291,7 @@ def test_tables_for_people(tmp_path: Path, scripted: Scripted, capsys: pytest.Ca
         "http_429",
         "attainment: 0.0%",
         "of 40 requests/s offered",
+        "longest: TTFT",
         "client: 1 process",
     ):
         assert part in out, part

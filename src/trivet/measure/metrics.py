@@ -20,10 +20,11 @@ ROUNDING_S = 1e-9  # a time that is a sum of gaps may come out that much after i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """One kind of latency: seconds at p50, p90, p95 and p99, and their mean."""
+    """One kind of latency: seconds at p50, p90, p95 and p99, their mean and the longest."""
 
     quantiles: tuple[Estimate, ...]
     mean: float
+    longest: float
     num: int
 
     def at(self, q: float) -> Estimate:
@@ -175,10 +176,11 @@ def _latency(
     weights: NDArray[Any] | None = None,
 ) -> Latency:
     if not len(values):
-        return Latency(quantiles=(NOTHING,) * len(QUANTILES), mean=math.nan, num=0)
+        return Latency(quantiles=(NOTHING,) * len(QUANTILES), mean=math.nan, longest=math.nan, num=0)
     quantiles = estimate_quantiles(values, QUANTILES, rng, owners=owners, weights=weights)
     return Latency(
         quantiles=tuple(quantiles),
         mean=float(np.average(values, weights=weights)),
+        longest=float(values.max()),
         num=int(len(values) if weights is None else weights.sum()),
     )

@@ -156,7 +156,7 @@ def _ranks(values: Sequence[float]) -> Json:
 
 def _latency(latency: Latency) -> Json:
     named = {f"p{100 * q:.0f}": _estimate(e) for q, e in zip(QUANTILES, latency.quantiles, strict=True)}
-    return {"num": latency.num, "mean": _number(latency.mean), **named}
+    return {"num": latency.num, "mean": _number(latency.mean), **named, "max": _number(latency.longest)}
 
 
 def _throughput(throughput: Throughput) -> Json:

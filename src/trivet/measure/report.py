@@ -190,6 +190,8 @@ def _p50_p99(latency: Latency) -> tuple[str, str]:
 def _amounts(report: RunReport) -> list[str]:
     figures, whole = report.figures, report.figures.whole
     lines = [
+        f"longest: TTFT {show_seconds(figures.ttft.longest)}, ITL {show_seconds(figures.itl.longest)}, "
+        f"E2E {show_seconds(figures.e2e.longest)}",
         f"throughput: {whole.rate(whole.output_tokens):,.1f} output tokens/s, "
         f"{whole.rate(whole.input_tokens):,.1f} input tokens/s, {whole.rate(whole.requests):.3g} requests/s "
         f"over {whole.end_s - whole.begin_s:.1f} s",
