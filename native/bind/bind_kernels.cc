@@ -84,6 +84,8 @@ void attend(Array<const uint16_t, 2> q, Array<const int32_t, 1> position, Array<
     check(block_table(i) >= 0 && size_t(block_table(i)) < kv.shape(0) / head_bytes, "block_table names a block that is not there");
   const size_t num = cuts.shape(0);
   check(num > 0 && cuts(num - 1) > 0 && size_t(cuts(num - 1)) <= block_table.shape(0) * block_size, "cuts must end within the blocks");
+  for (size_t i = 0; i + 1 < num; ++i)
+    check(cuts(i) > 0 && cuts(i) < cuts(i + 1) && cuts(i) % int32_t(kKeyStep) == 0, "cuts must rise, all but the last by whole steps of 128 keys");
   auto memory = scratch(attend_scratch_bytes(pp));
   std::fill_n(memory.get(), attend_scratch_bytes(pp), uint8_t(0xff));
   const KvView view{const_cast<uint8_t*>(kv.data()), head_bytes, block_size, pp, int8};

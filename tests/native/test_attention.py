@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def queries(rows: int, keys: int, pp: int, seed: int = 0) -> tuple[Array, Array]
     return bf16(rng.standard_normal((rows, pp)).astype(np.float32)), position
 
 
-def bits(parts: tuple[Array, Array, Array]) -> list[bytes]:
+def bits(parts: Iterable[Array]) -> list[bytes]:
     return [p.tobytes() for p in parts]
 
 
@@ -120,7 +121,7 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_cuts(isa: str, int8: boo
         for rows in ([0], [3, 17], [5, 6, 7, 8, 9], list(range(20))):
             end = int(position[rows].max()) + 1  # a step that nobody sees is not looked at
             alone = cache.attend(q[rows], position[rows], [end])
-            assert bits(alone) == bits(tuple(p[rows] for p in whole)), (pp, rows)  # type: ignore[arg-type]
+            assert bits(alone) == bits(p[rows] for p in whole), (pp, rows)
 
 
 def test_sums_of_extremes_do_not_overflow(isa: str) -> None:
@@ -135,6 +136,13 @@ def test_sums_of_extremes_do_not_overflow(isa: str) -> None:
     assert np.abs(zero[0] / zero[2][:, None] - mean).max() <= 1e-3 * np.abs(cache.v * cache.v_scale[:, None]).max()
 
 
+@pytest.mark.parametrize("cuts", [[100, 200], [128, 128], [0, 128], [-128, 128], [256]])
+def test_cuts_that_are_no_steps_are_refused(cuts: list[int]) -> None:
+    cache = Cache(200, 32, True)
+    with pytest.raises(ValueError, match="cuts must"):
+        cache.attend(*queries(1, 200, 32), cuts)
+
+
 @pytest.mark.parametrize("bad", [0x7FC0, 0x7F80, 0xFF80])  # NaN, infinity, -infinity
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_query_that_is_no_number_harms_itself_alone(isa: str, int8: bool, bad: int) -> None:
@@ -145,7 +153,7 @@ def test_a_query_that_is_no_number_harms_itself_alone(isa: str, int8: bool, bad:
     got = cache.attend(q, position, [200])
     assert not np.all(np.isfinite(got[0][2] / got[2][2]))
     others = [0, 1, 3, 4, 5]
-    assert bits(tuple(p[others] for p in got)) == bits(tuple(p[others] for p in clean))  # type: ignore[arg-type]
+    assert bits(p[others] for p in got) == bits(p[others] for p in clean)
 
 
 @pytest.mark.parametrize("int8", [False, True])

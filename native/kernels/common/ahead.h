@@ -26,7 +26,7 @@ struct Ahead {
 };
 
 // Asks for the lines that R rows of P panels will be written to, as their owner: they lie on R pages, and the last to write them
-// was another core as often as not.
+// was another core as often as not. In assembly, since the builtin asks for reading unless the whole tier is built with -mprfchw.
 template <int R, int P>
 TRIVET_INLINE void fetch_outputs(const Output& out, size_t row, size_t panel) {
   const size_t item = out.is_bf16() ? 2 : 4, width = out.epilogue == Epilogue::kSiluMul ? 8 : 16;

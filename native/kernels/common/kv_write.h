@@ -38,7 +38,7 @@ TRIVET_INLINE void halves_of(const X* x, size_t p, uint16_t* out) {
     store_bf16_quick(out + i, finite(p - i >= 16 ? load(x + i) : load_first(x + i, p - i)));
 }
 
-// What `rows` tokens have at [token][kMaxHeadDim] goes to its slots.
+// What r.num tokens have at [token][kMaxHeadDim] goes to its slots.
 template <class Code>
 TRIVET_INLINE void weave(const KvRows& r, const Code* keys, const Code* values) {
   constexpr size_t n = 4 / sizeof(Code);
