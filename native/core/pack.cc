@@ -10,9 +10,9 @@
 #include <cstring>
 #include <vector>
 
-#include "core/quantize_int4.h"
 #include "core/row_math.h"
 #include "core/source_rows.h"
+#include "trivet/kernels.h"
 #include "trivet/threads.h"
 
 namespace trivet {
@@ -108,14 +108,14 @@ class I8Worker {
 class I4Worker {
  public:
   I4Worker(size_t k, size_t group, const PackedParts& out)
-      : k_(k), kp_(round_up(k, 64)), group_(group), out_(out), quantizer_(k, group), x_(kp_), codes_(kp_),
+      : k_(k), kp_(round_up(k, 64)), group_(group), out_(out), groups_(k / group), x_(kp_), codes_(kp_),
         bytes_(kPanel * kp_ / 2), multipliers_(k / group) {}
 
   bool panel(size_t nb, const Row* rows) {
     for (size_t c = 0; c < kPanel; ++c) {
       if (!load_row(rows[c], k_, x_.data())) return false;
       std::fill(codes_.begin(), codes_.end(), int8_t(0));
-      out_.scales[nb * kPanel + c] = quantizer_.row(x_.data(), codes_.data(), multipliers_.data());
+      out_.scales[nb * kPanel + c] = kernels().quantize_int4(x_.data(), k_, group_, codes_.data(), multipliers_.data(), groups_.data());
       int32_t colsum = 0;
       int8_t* m = out_.multipliers + nb * (kp_ / 32) * kPanel + c;
       for (size_t kb = 0; kb < kp_ / 32; ++kb) {
@@ -136,7 +136,7 @@ class I4Worker {
  private:
   size_t k_, kp_, group_;
   PackedParts out_;
-  Int4Quantizer quantizer_;
+  std::vector<Int4Group> groups_;
   std::vector<float> x_;
   std::vector<int8_t> codes_;
   std::vector<uint8_t> bytes_;

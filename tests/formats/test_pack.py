@@ -164,6 +164,24 @@ def test_i4_error_is_close_to_an_exhaustive_search() -> None:
         assert error <= 1.02 * integer_multiplier_error(few, 32)
 
 
+def test_i4_is_the_same_in_every_tier() -> None:
+    """Also for groups of next to nothing, of one value, of halves between two codes, and in rows of heavy tails."""
+    w = np.concatenate([*(m[:16] for m in matrices().values()), normal(16, 1024)])
+    w[48:, :64] *= 1e-5
+    w[49], w[50], w[51, ::2] = 0, 3.0, 0
+    w[52] = np.round(w[52] * 4) / 4
+    w[53] = np.random.default_rng(3).standard_cauchy(1024)
+    before = _core.isa()
+    packed = {}
+    try:
+        for tier in _core.available_isas():
+            _core.set_isa(tier)
+            packed[tier] = [pack("i4", [(as_bytes(w), "f32", 64)], 64, 1024, group)[0].tobytes() for group in (32, 64, 128)]
+    finally:
+        _core.set_isa(before)
+    assert {tier for tier, ours in packed.items() if ours != packed["baseline"]} == set()
+
+
 @pytest.mark.parametrize("exponent", [-90, -60, 60, 120])
 def test_i4_does_not_depend_on_the_size_of_the_weights(exponent: int) -> None:
     """By powers of two exactly: squares neither vanish nor overflow."""

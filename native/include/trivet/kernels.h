@@ -147,6 +147,15 @@ struct HeadTurn {
   size_t head_dim;
 };
 
+// What the search for a row of int4 weights (common/quantize_int4.h) keeps of a group.
+struct Int4Group {
+  static constexpr int kGrid = 8;
+  float error[kGrid];  // squared, at the steps of a grid
+  float top, step;     // the largest magnitude; the ideal step, 0 for a group of zeros
+  bool is_flipped;     // its sign is the multiplier's
+  uint8_t tried[2];    // the best multiplier for each of the two scales tried
+};
+
 struct Kernels {
   const char* name;
   LinearFn linear[3];  // by LinearKind
@@ -166,6 +175,10 @@ struct Kernels {
   // x[i] (1 / sum) for the head's row, written as bf16 [p].
   void (*divide)(const float* x, float sum, size_t p, uint16_t* out);
   WriteKvFn write_kv;
+  // A row of weights as int4: w ~ scale * m * q, q in -8..7, m in 1..16 or -16..-1 a group, |m q| <= 120, one scale a row,
+  // which is given back. `size`, a multiple of 8, divides k. x [k] is scaled in place; groups [k / size] is scratch. A row of
+  // next to nothing: scale 1, multipliers 1, codes left as they are.
+  float (*quantize_int4)(float* x, size_t k, size_t size, int8_t* codes, int8_t* multipliers, Int4Group* groups);
 };
 
 const Kernels& kernels();                 // of the tier in use
