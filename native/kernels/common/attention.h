@@ -61,7 +61,7 @@ TRIVET_INLINE void take_scores(Form& form, size_t r, int64_t visible, size_t key
 template <class Form>
 void attend_as(const AttendItem& it, float* out, float* row_max, float* row_sum, uint8_t* scratch) {
   const size_t pp = it.kv.pp, rows = it.num_rows, run_bytes = 32 * pp * (it.kv.int8 ? 1 : 2);
-  const bool waits = rows <= 16;  // with more, memory is not what holds
+  const bool waits = Form::kByLines || rows <= 16;  // tiles: with more rows, asking is not known to pay
   Form form(it, scratch);
   if (!it.resume) {
     for (size_t r = 0; r < rows; ++r) {
