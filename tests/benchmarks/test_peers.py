@@ -85,7 +85,9 @@ def test_a_load_s_figures_are_read_off_its_record() -> None:
     assert (found["tokens"], found["ttft_p50_s"]) == (200, 0.25)
     assert (found["gap_p99_s"], found["gap_max_s"]) == (0.5, 0.75)
     with pytest.raises(RuntimeError, match="connect"):
-        server_worker.figures_of_bench({"runs": [{**whole, "failures": {"connect": 1}}]})
+        server_worker.figures_of_bench({"runs": [{**whole, "failures": {"connect": 1, "no_tokens": 1}}]})
+    found = server_worker.figures_of_bench({"runs": [{**whole, "failures": {"no_tokens": 1}}]})
+    assert (found["without_text"], found["tokens"]) == (1, 200)
 
 
 # --- a worker as the harness sees it ------------------------------------------------------------------------------
