@@ -1,11 +1,14 @@
-// How many CPUs this process may use: the affinity mask, and the CPU quota of its cgroup and of every cgroup above it.
+// How many CPUs this process may use: the affinity mask, the cores behind it, and the CPU quota of its cgroup and of every
+// cgroup above it.
 #include <sched.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "trivet/threads.h"
 
@@ -70,15 +73,45 @@ double cgroup_quota(const std::string& membership, const std::string& root) {
   return least;
 }
 
-int affinity_count() {
+namespace {
+
+std::vector<int> allowed_cpus() {
+  std::vector<int> cpus;
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return int(std::thread::hardware_concurrency());
-  return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0)
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+      if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  return cpus;
+}
+
+}  // namespace
+
+int num_cores(const std::vector<int>& cpus, const std::string& root) {
+  std::vector<std::string> siblings;  // of each CPU: what threads of a core have in common
+  for (const int cpu : cpus) {
+    const std::string folder = root + "/cpu" + std::to_string(cpu);
+    FILE* f = std::fopen((folder + "/topology/thread_siblings_list").c_str(), "r");
+    char line[256];
+    siblings.push_back(f && std::fgets(line, sizeof line, f) ? line : folder);  // not known: a core of its own
+    if (f) std::fclose(f);
+  }
+  std::sort(siblings.begin(), siblings.end());
+  return int(std::unique(siblings.begin(), siblings.end()) - siblings.begin());
+}
+
+int affinity_count() {
+  const size_t num = allowed_cpus().size();
+  return num ? int(num) : int(std::thread::hardware_concurrency());
+}
+
+int allowed_cores() {
+  const int cores = num_cores(allowed_cpus(), "/sys/devices/system/cpu");
+  return cores ? cores : affinity_count();
 }
 
 int allowed_threads() {
-  int n = affinity_count();
+  int n = allowed_cores();
   const double quota = cgroup_quota("/proc/self/cgroup", "/sys/fs/cgroup");
   if (quota > 0 && quota < n) n = int(quota + 0.5);  // 1.5 CPUs: 2 threads
   return n < 1 ? 1 : n;

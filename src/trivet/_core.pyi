@@ -14,7 +14,14 @@ kernels: types.ModuleType
 
 
 def allowed_threads() -> int:
-    """Threads that the affinity mask and the CPU quota allow."""
+    """
+    Threads that make sense: a core each, of those that the affinity mask and the CPU quota allow.
+    """
+
+def num_cores(cpus: Sequence[int], root: str = '/sys/devices/system/cpu') -> int:
+    """
+    Cores that these CPUs lie on: two that are threads of one core count once.
+    """
 
 def cgroup_quota(membership: str = '/proc/self/cgroup', root: str = '/sys/fs/cgroup') -> float:
     """

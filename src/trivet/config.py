@@ -112,7 +112,9 @@ class EngineConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    threads: Annotated[int | None, "compute threads; unless said: what affinity mask and CPU quota allow"] = None
+    threads: Annotated[int | None, "compute threads; unless said: one a core, as affinity mask and CPU quota allow"] = (
+        None
+    )
 
     def __post_init__(self) -> None:
         _check_at_least("threads", self.threads, 1)
@@ -166,7 +168,7 @@ def check_threads(where: str, threads: int) -> int:
     if threads > 4 * num_cpus:
         raise ConfigError(
             f"`{where}` is {threads}, but this machine has {num_cpus} CPUs, so at most {4 * num_cpus} make sense",
-            hint="leave it out: then it is what the affinity mask and the CPU quota allow",
+            hint="leave it out: then it is one a core, as the affinity mask and the CPU quota allow",
         )
     return threads
 

@@ -59,6 +59,23 @@ def test_no_cgroup_no_limit(tmp_path: Path) -> None:
     assert this_machine(tmp_path / "nothing").cpu == "unknown"
 
 
+def test_cores_and_nodes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes of two cores of two threads each, of which the affinity mask leaves three cores."""
+    files = {
+        f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list": f"{cpu % 4},{cpu % 4 + 4}\n"
+        for cpu in range(8)
+    }
+    files |= {f"sys/devices/system/node/node{cpu % 4 // 2}/cpu{cpu}": "" for cpu in range(8)}
+    root = tree(
+        tmp_path, {**files, "sys/devices/system/node/node2/cpulist": "\n", "proc/meminfo": "", "proc/cpuinfo": ""}
+    )
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 4, 7})
+    machine = this_machine(root)
+    assert (machine.num_allowed, machine.num_cores, machine.num_nodes) == (4, 3, 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 4})
+    assert this_machine(root).num_nodes == 1
+
+
 @pytest.fixture
 def facts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The real facts, with a small measurement."""
@@ -81,17 +98,18 @@ def test_lines_for_people(facts: dict[str, Any]) -> None:
     text = "\n".join(lines_of(facts))
     for word in ("GB/s read by", "TOPS int8", "TFLOPS bf16", "affinity mask", "packed models", "trivet 0.1.0"):
         assert word in text
-    assert "busy" not in text
+    assert "busy" not in text and "nodes" not in text
     facts["measured"]["load_before"] = 99.0
     assert "the load was 99.0 before: these values may be far too low" in "\n".join(lines_of(facts))
 
 
 def test_what_is_missing_is_said(facts: dict[str, Any]) -> None:
     facts["compute"] |= {"cpu_has_amx": True, "amx_permitted": False}
-    facts["machine"] |= {"cpu_quota": 1.5, "memory_limit_bytes": 2**30}
+    facts["machine"] |= {"cpu_quota": 1.5, "memory_limit_bytes": 2**30, "num_nodes": 2}
     del facts["measured"]
     text = "\n".join(lines_of(facts))
     assert "the system does not permit it" in text
+    assert "2 of memory: one server on each" in text
     assert "quota 1.5 CPUs" in text and "cgroup limit 1.0 GiB" in text
     assert "nothing (--quick)" in text
     facts["compute"] |= {"cpu_has_amx": False}

@@ -176,7 +176,9 @@ def test_i4_is_the_same_in_every_tier() -> None:
     try:
         for tier in _core.available_isas():
             _core.set_isa(tier)
-            packed[tier] = [pack("i4", [(as_bytes(w), "f32", 64)], 64, 1024, group)[0].tobytes() for group in (32, 64, 128)]
+            packed[tier] = [
+                pack("i4", [(as_bytes(w), "f32", 64)], 64, 1024, group)[0].tobytes() for group in (32, 64, 128)
+            ]
     finally:
         _core.set_isa(before)
     assert {tier for tier, ours in packed.items() if ours != packed["baseline"]} == set()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,31 @@ def test_the_quota_of_the_own_cgroup_and_of_those_above(
         (tmp_path / "root" / name).write_text(text + "\n")
     (tmp_path / "membership").write_text(membership)
     assert _core.cgroup_quota(str(tmp_path / "membership"), str(tmp_path / "root")) == quota
+
+
+@pytest.mark.parametrize(
+    ("siblings", "cpus", "cores"),
+    [
+        (["0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7"], range(8), 4),
+        (["0,4", "1,5", "2,6", "3,7", "0,4", "1,5", "2,6", "3,7"], [0, 4, 5], 2),  # as the affinity mask cuts them
+        (["0-1", "0-1", "2-3", "2-3"], range(4), 2),
+        (["0", "1", "2"], range(3), 3),
+        ([], range(3), 3),  # not known
+        (["0-1", "0-1"], [], 0),
+    ],
+)
+def test_threads_of_one_core_count_once(tmp_path: Path, siblings: list[str], cpus: Iterable[int], cores: int) -> None:
+    for cpu, text in enumerate(siblings):
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/thread_siblings_list").write_text(text + "\n")
+    assert _core.num_cores(list(cpus), str(tmp_path)) == cores
+
+
+def test_there_is_a_thread_a_core_unless_the_quota_is_less() -> None:
+    cores = _core.num_cores(sorted(os.sched_getaffinity(0)))
+    quota = _core.cgroup_quota()
+    assert 1 <= cores <= len(os.sched_getaffinity(0))
+    assert _core.allowed_threads() == (cores if quota == 0 else max(1, min(cores, int(quota + 0.5))))
 
 
 def test_a_missing_membership_file_is_no_quota(tmp_path: Path) -> None:

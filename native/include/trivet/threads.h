@@ -4,12 +4,17 @@
 #include <cstddef>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 namespace trivet {
 
-// How many threads the affinity mask and the CPU quota of this process's cgroups allow (at least 1).
+// How many threads make sense: one for each core behind the affinity mask, as far as the CPU quota of this process's cgroups
+// goes (at least 1). Two threads of one core share its arithmetic and its misses under way, so a second adds little.
 int allowed_threads();
 int affinity_count();
+int allowed_cores();
+// How many cores these CPUs lie on, by the topology that the system shows at `root` (/sys/devices/system/cpu).
+int num_cores(const std::vector<int>& cpus, const std::string& root);
 // CPUs by the quota of the cgroups named in the file `membership` (as /proc/self/cgroup) and of those above them, in
 // the hierarchy mounted at `root`; 0: no quota.
 double cgroup_quota(const std::string& membership, const std::string& root);

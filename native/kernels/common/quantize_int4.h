@@ -85,16 +85,36 @@ TRIVET_INLINE void reach(const float* x, size_t n, float* most, float* most_magn
   __builtin_memcpy(most_magnitude, &b, 4);
 }
 
-// error[t] = sum over n values of (x - step clamp(round(x / step), low, 7))^2 at the t-th of T steps; in eight lanes, added
-// as halves, pairs and one.
+// The sums of the lanes of eight vectors, each added as halves, pairs and one.
+TRIVET_INLINE Eight sums_of(const Eight (&v)[8]) {
+#ifdef __AVX2__
+  __m128 quarter[4];
+  for (int i = 0; i < 4; ++i) {
+    const auto half = [](const Eight& x) { return _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1)); };
+    quarter[i] = _mm_hadd_ps(half(v[2 * i]), half(v[2 * i + 1]));
+  }
+  return (Eight)_mm256_set_m128(_mm_hadd_ps(quarter[2], quarter[3]), _mm_hadd_ps(quarter[0], quarter[1]));
+#else
+  Eight out;
+  for (int i = 0; i < 8; ++i) {
+    float a[8];
+    __builtin_memcpy(a, &v[i], 32);
+    out[i] = ((a[0] + a[4]) + (a[1] + a[5])) + ((a[2] + a[6]) + (a[3] + a[7]));
+  }
+  return out;
+#endif
+}
+
+// The squared error of n values at each of the first T of eight steps: the sum of (x - step clamp(round(x / step), low, 7))^2.
+// Other lanes are 0.
 template <int T>
-TRIVET_INLINE void square_errors(const float* x, size_t n, const float* steps, const float* lows, float* error) {
-  Eight step[T], inverse[T], low[T], total[T];
+TRIVET_INLINE Eight square_errors(const float* x, size_t n, const Eight& steps, const Eight& lows) {
+  const Eight inverses = 1.0f / steps;
+  Eight step[T], inverse[T], low[T], total[8] = {};
   for (int t = 0; t < T; ++t) {
     step[t] = eight(steps[t]);
-    inverse[t] = eight(1.0f / steps[t]);
+    inverse[t] = eight(inverses[t]);
     low[t] = eight(lows[t]);
-    total[t] = Eight{};
   }
   for (size_t i = 0; i < n; i += 8) {
     const Eight v = load8(x + i);
@@ -104,22 +124,17 @@ TRIVET_INLINE void square_errors(const float* x, size_t n, const float* steps, c
       total[t] = total[t] + e * e;
     }
   }
-  for (int t = 0; t < T; ++t) {
-    float a[8];
-    __builtin_memcpy(a, &total[t], 32);
-    error[t] = ((a[0] + a[4]) + (a[1] + a[5])) + ((a[2] + a[6]) + (a[3] + a[7]));
-  }
+  return sums_of(total);
 }
 
-TRIVET_INLINE int nearest_multiplier(float step, float scale) {
-  const float m = rounded(step / scale);
-  return m < 1 ? 1 : m > 16 ? 16 : int(m);
+TRIVET_INLINE Eight nearest_multipliers(float step, const Eight& scale) {
+  return smaller8(larger8(rounded(step / scale), eight(1)), eight(16));
 }
-TRIVET_INLINE float lowest_code(int m) { return m == 16 ? -7.0f : -8.0f; }  // |m q| <= 120
+TRIVET_INLINE Eight lowest_codes(const Eight& m) { return m == 16.0f ? eight(-7) : eight(-8); }  // |m q| <= 120
 
 TRIVET_INLINE void measure_groups(float* x, size_t size, size_t num, Int4Group* groups) {
-  float steps[kGrid], lows[kGrid];
-  for (float& low : lows) low = -8.0f;
+  Eight grid;
+  for (int i = 0; i < kGrid; ++i) grid[i] = kGridFirst + float(i) * kGridStep;
   for (size_t g = 0; g < num; ++g) {
     Int4Group& it = groups[g];
     float *group = x + g * size, highest;
@@ -127,14 +142,19 @@ TRIVET_INLINE void measure_groups(float* x, size_t size, size_t num, Int4Group* 
     it.step = 0;
     it.is_flipped = it.top >= kTinyGroup && highest == it.top;
     if (it.top < kTinyGroup) continue;
-    if (it.is_flipped)
-      for (size_t i = 0; i < size; ++i) group[i] = -group[i];
-    for (int i = 0; i < kGrid; ++i) steps[i] = it.top / (kGridFirst + float(i) * kGridStep);
-    square_errors<kGrid>(group, size, steps, lows, it.error);
-    int best = 0;
-    for (int i = 1; i < kGrid; ++i)
-      if (it.error[i] < it.error[best]) best = i;
-    it.step = steps[best];
+    const EightInts sign = EightInts{} + (it.is_flipped ? INT32_MIN : 0);  // half of all groups: no branch
+    for (size_t i = 0; i < size; i += 8) {
+      const Eight v = (Eight)((EightInts)load8(group + i) ^ sign);
+      __builtin_memcpy(group + i, &v, 32);
+    }
+    const Eight steps = it.top / grid, error = square_errors<kGrid>(group, size, steps, eight(-8));
+    __builtin_memcpy(it.error, &error, 32);
+    float least = error[0], step = steps[0];
+    for (int i = 1; i < kGrid; ++i) {
+      step = error[i] < least ? steps[i] : step;
+      least = error[i] < least ? error[i] : least;
+    }
+    it.step = step;
   }
 }
 
@@ -160,8 +180,7 @@ TRIVET_INLINE void choose_scales(const Int4Group* groups, size_t num, float out[
     Eight total{};
     for (size_t g = 0; g < num; ++g) {
       if (groups[g].step == 0) continue;
-      const Eight multiplier = smaller8(larger8(rounded(groups[g].step / scale), eight(1)), eight(16));
-      total = total + curve(groups[g], groups[g].top / (multiplier * scale));
+      total = total + curve(groups[g], groups[g].top / (nearest_multipliers(groups[g].step, scale) * scale));
     }
     __builtin_memcpy(totals + half, &total, 32);
   }
@@ -179,25 +198,24 @@ TRIVET_INLINE void choose_scales(const Int4Group* groups, size_t num, float out[
 // The best multiplier of each group for both scales, and the row's squared error with them.
 TRIVET_INLINE void choose_multipliers(const float* x, size_t size, size_t num, const float scales[2], Int4Group* groups,
                                       float errors[2]) {
+  const float a = scales[0], b = scales[1];
+  const Eight scale{a, a, a, b, b, b, b, b}, beside{-1, 0, 1, -1, 0, 1, 1, 1};
   errors[0] = errors[1] = 0;
   for (size_t g = 0; g < num; ++g) {
     Int4Group& it = groups[g];
     it.tried[0] = it.tried[1] = 1;
     if (it.step == 0) continue;
-    float steps[6], lows[6], error[6];
-    int multipliers[6];
-    for (int t = 0; t < 6; ++t) {
-      const int m = nearest_multiplier(it.step, scales[t / 3]) + t % 3 - 1;
-      multipliers[t] = m < 1 ? 1 : m > 16 ? 16 : m;  // at an end one stands twice, and the first counts
-      steps[t] = float(multipliers[t]) * scales[t / 3];
-      lows[t] = lowest_code(multipliers[t]);
-    }
-    square_errors<6>(x + g * size, size, steps, lows, error);
+    // at an end one multiplier stands twice
+    const Eight multipliers = smaller8(larger8(nearest_multipliers(it.step, scale) + beside, eight(1)), eight(16));
+    const Eight error = square_errors<6>(x + g * size, size, multipliers * scale, lowest_codes(multipliers));
     for (int i = 0; i < 2; ++i) {
-      float best = INFINITY;
-      for (int t = 3 * i; t < 3 * i + 3; ++t)
-        if (error[t] < best) best = error[t], it.tried[i] = uint8_t(multipliers[t]);
-      errors[i] += best;
+      float least = error[3 * i], best = multipliers[3 * i];
+      for (int t = 3 * i + 1; t < 3 * i + 3; ++t) {
+        best = error[t] < least ? multipliers[t] : best;
+        least = error[t] < least ? error[t] : least;
+      }
+      it.tried[i] = uint8_t(best);
+      errors[i] += least;
     }
   }
 }
@@ -218,7 +236,7 @@ float quantize_int4(float* x, size_t k, size_t size, int8_t* codes, int8_t* mult
   double xw = 0, ww = 0;  // least squares: scale = sum(x w8) / sum(w8^2)
   for (size_t g = 0; g < num; ++g) {
     const int m = groups[g].tried[chosen];
-    const Eight inverse = eight(1.0f / (float(m) * scales[chosen])), low = eight(lowest_code(m));
+    const Eight inverse = 1.0f / (eight(float(m)) * scales[chosen]), low = lowest_codes(eight(float(m)));
     float xq = 0, qq = 0;
     Eight squares{};
     for (size_t i = g * size; i < (g + 1) * size; i += 8) {

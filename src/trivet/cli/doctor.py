@@ -71,7 +71,11 @@ def _choice(machine: Machine, compute: dict[str, Any]) -> dict[str, Any]:
     from trivet.engine.memory import memory_limit_bytes
 
     limit = memory_limit_bytes()
-    bound = {"affinity mask": machine.num_allowed, "cpu quota": machine.cpu_quota or float("inf")}
+    bound = {
+        "affinity mask": machine.num_allowed,
+        "number of cores": machine.num_cores,
+        "cpu quota": machine.cpu_quota or float("inf"),
+    }
     narrowest = min(bound, key=lambda name: bound[name])
     because = "TRIVET_THREADS" if env("TRIVET_THREADS") else f"the {narrowest} allows {bound[narrowest]:g}"
     return {
@@ -129,7 +133,12 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
     limit = machine["memory_limit_bytes"]
     rows = [
         ("cpu", machine["cpu"]),
-        ("cores", f"{machine['num_cpus']} here, {machine['num_allowed']} by the affinity mask, quota {quota}"),
+        (
+            "cores",
+            f"{machine['num_cpus']} CPUs here, {machine['num_allowed']} by the affinity mask on {machine['num_cores']} "
+            f"cores, quota {quota}",
+        ),
+        *_nodes(machine["num_nodes"]),
         (
             "memory",
             f"{show_size(machine['memory_bytes'])}, {show_size(machine['available_bytes'])} available, "
@@ -145,6 +154,12 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
         ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
     ]
     return [f"{name:<9} {text}" for name, text in rows]
+
+
+def _nodes(num: int) -> list[tuple[str, str]]:
+    if num == 1:
+        return []
+    return [("nodes", f"{num} of memory: one server on each reads faster than one across (docs/guides/how-fast.md)")]
 
 
 def _amx(compute: dict[str, Any]) -> str:

@@ -17,6 +17,8 @@ class Machine:
     cpu: str
     num_cpus: int  # of the machine
     num_allowed: int  # by the affinity mask
+    num_cores: int  # that the allowed CPUs lie on: threads of one core count once
+    num_nodes: int  # of memory that the allowed CPUs lie on
     cpu_quota: float | None  # CPUs' worth of time that the cgroup grants
     memory_bytes: int
     available_bytes: int
@@ -25,16 +27,27 @@ class Machine:
 
 def this_machine(root: Path = ROOT) -> Machine:
     """The facts, read from /proc and /sys below `root`."""
+    from trivet import _core
+
     memory = dict(_meminfo(root))
+    allowed = os.sched_getaffinity(0)
     return Machine(
         cpu=_cpu_name(root),
         num_cpus=os.cpu_count() or 1,
-        num_allowed=len(os.sched_getaffinity(0)),
+        num_allowed=len(allowed),
+        num_cores=int(_core.num_cores(sorted(allowed), str(root / "sys/devices/system/cpu"))),
+        num_nodes=num_nodes(allowed, root),
         cpu_quota=cpu_quota(root),
         memory_bytes=memory.get("MemTotal", 0),
         available_bytes=memory.get("MemAvailable", 0),
         memory_limit_bytes=memory_limit(root),
     )
+
+
+def num_nodes(cpus: set[int], root: Path = ROOT) -> int:
+    """Nodes of memory (NUMA) that these CPUs lie on; 1 where the system does not tell."""
+    folders = (root / "sys/devices/system/node").glob("node[0-9]*")
+    return max(1, sum(any((folder / f"cpu{cpu}").exists() for cpu in cpus) for folder in folders))
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:

@@ -173,7 +173,7 @@ def choose_isa() -> str:
 
 
 def choose_threads(setting: int | None) -> int:
-    """Compute threads: the setting, then `TRIVET_THREADS`, then what affinity mask and CPU quota allow.
+    """Compute threads: the setting, then `TRIVET_THREADS`, then one a core, as affinity mask and CPU quota allow.
 
     Raises ConfigError for more than 4 for each CPU.
     """

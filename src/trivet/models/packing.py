@@ -107,7 +107,7 @@ def pack_checkpoint(
 
 
 def pack_threads() -> int:
-    """TRIVET_THREADS, else what affinity mask and CPU quota allow."""
+    """TRIVET_THREADS, else one a core, as affinity mask and CPU quota allow."""
     return config.env_threads() or int(_core.allowed_threads())
 
 
