@@ -10,13 +10,35 @@
 #include <cstring>
 #include <vector>
 
-#include "core/row_math.h"
 #include "core/source_rows.h"
 #include "trivet/kernels.h"
 #include "trivet/threads.h"
 
 namespace trivet {
 namespace {
+
+constexpr float kTiny = 1e-30f;     // a row whose largest magnitude is below this is packed as zeros
+constexpr float kMagic = 12582912;  // 1.5 * 2^23: adding it rounds to an integer, half to even, in the low bits
+constexpr int32_t kMagicBits = 0x4B400000;
+
+float abs_max(const float* x, size_t n) {
+  int32_t top = 0;  // magnitudes of floats order as integers
+  for (size_t i = 0; i < n; ++i) top = std::max(top, std::bit_cast<int32_t>(x[i]) & 0x7FFFFFFF);
+  return std::bit_cast<float>(top);
+}
+
+// While it lives, denormals count on the calling thread, whatever it computed before: threads of the pool that were in a step
+// flush them.
+class KeepDenormals {
+ public:
+  KeepDenormals() : mode_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(mode_ & ~0x8040u); }
+  ~KeepDenormals() { __builtin_ia32_ldmxcsr(mode_); }
+  KeepDenormals(const KeepDenormals&) = delete;
+  KeepDenormals& operator=(const KeepDenormals&) = delete;
+
+ private:
+  unsigned mode_;
+};
 
 // out[w][c] = rows[c][w] for 32-bit words: the 16 rows of a panel, interleaved as the tiles want them.
 void interleave(const char* rows, size_t num_words, size_t row_bytes, char* out) {
@@ -53,6 +75,7 @@ bool for_each_panel(const RowSource* sources, size_t num_sources, size_t k, int 
   std::atomic<size_t> next{0};
   std::atomic<bool> finite{true};
   parallel(int(num_workers), [&](int thread, int) noexcept {
+    const KeepDenormals keep;
     for (size_t nb; finite.load(std::memory_order_relaxed) && (nb = next.fetch_add(1)) < num_panels;)
       if (!workers[size_t(thread)].panel(nb, &rows[nb * kPanel])) finite.store(false);
   });
@@ -115,7 +138,8 @@ class I4Worker {
     for (size_t c = 0; c < kPanel; ++c) {
       if (!load_row(rows[c], k_, x_.data())) return false;
       std::fill(codes_.begin(), codes_.end(), int8_t(0));
-      out_.scales[nb * kPanel + c] = kernels().quantize_int4(x_.data(), k_, group_, codes_.data(), multipliers_.data(), groups_.data());
+      out_.scales[nb * kPanel + c] =
+          kernels().quantize_int4(x_.data(), k_, group_, codes_.data(), multipliers_.data(), groups_.data());
       int32_t colsum = 0;
       int8_t* m = out_.multipliers + nb * (kp_ / 32) * kPanel + c;
       for (size_t kb = 0; kb < kp_ / 32; ++kb) {

@@ -113,6 +113,28 @@ bool self_test_attention(const Kernels& candidate, const Kernels& twin, bool amx
   return true;
 }
 
+// Rows of weights to int4, with groups of next to nothing and of either sign: packed weights stay on disk.
+bool self_test_int4(const Kernels& candidate, const Kernels& twin) {
+  constexpr size_t k = 256, size = 32;
+  uint32_t state = 11;
+  for (int row = 0; row < 4; ++row) {
+    float x[2][k], scale[2];
+    int8_t codes[2][k] = {}, multipliers[2][k / size] = {};
+    for (size_t i = 0; i < k; ++i) {
+      state = state * 1664525u + 1013904223u;
+      x[0][i] = x[1][i] = (float(state >> 8) / float(1 << 23) - 1) * (i / size == 3 ? 1e-5f : float(1 + i % 7));
+    }
+    for (int i = 0; i < 2; ++i) {
+      Int4Group groups[k / size];
+      scale[i] = (i ? candidate : twin).quantize_int4(x[i], k, size, codes[i], multipliers[i], groups);
+    }
+    if (std::memcmp(&scale[0], &scale[1], 4) != 0 || std::memcmp(codes[0], codes[1], k) != 0 ||
+        std::memcmp(multipliers[0], multipliers[1], k / size) != 0)
+      return false;
+  }
+  return true;
+}
+
 struct Tiers {
   std::vector<Tier> list;
   std::vector<std::string> notes;
@@ -137,7 +159,7 @@ struct Tiers {
     current = &list.back();
   }
   bool take(const char* name, const Kernels& table, const Kernels& twin, bool amx = false) {
-    const bool good = self_test(table, twin, amx) && self_test_attention(table, twin, amx);
+    const bool good = self_test(table, twin, amx) && self_test_attention(table, twin, amx) && self_test_int4(table, twin);
     if (good)
       list.push_back({name, table, twin.name});
     else

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from quantizer_twin import float_group_error, integer_multiplier_error, quantize_i8, to_bf16
 
+from checkpoints import make_checkpoint
 from guard import at_page_end
+from steps import logits_of, make_runner
 from trivet import _core
 from trivet.formats.layout import Kind, PackedTensor, place
 from trivet.formats.unpack import dequantize, part, unpack_codes
@@ -164,20 +168,39 @@ def test_i4_error_is_close_to_an_exhaustive_search() -> None:
         assert error <= 1.02 * integer_multiplier_error(few, 32)
 
 
+def hard_rows(k: int) -> F32:
+    """[32, k]: also groups of next to nothing, of one value, of halves between two codes, and rows of heavy tails."""
+    values = np.arange(1, 32 * k + 1, dtype=np.uint32) * np.uint32(2654435761)
+    w = ((values >> 8).astype(np.float32) / np.float32(1 << 23) - 1).reshape(32, k)
+    w[8:16] = w[8:16] * w[8:16] * w[8:16]
+    w[16:, :32] *= np.float32(1e-5)
+    w[17], w[18], w[19, ::2] = 0, 3.0, 0
+    w[20] = np.round(w[20] * 4) / 4
+    w[21] = 1 / w[21]
+    return w
+
+
+# k, group: what the bytes of `hard_rows` came to when packed files of this layout were first written
+CHECKSUMS = {
+    (32, 32): 0x04D1BF11, (96, 32): 0xAB596E76, (384, 128): 0x29BF52BE, (1024, 32): 0xB0AE774A, (1024, 64): 0x2190D216,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("k", "group"), CHECKSUMS)
+def test_i4_bytes_stay_what_they_were(k: int, group: int) -> None:
+    buffer, *_ = pack("i4", [(as_bytes(hard_rows(k)), "f32", 32)], 32, k, group)
+    assert zlib.crc32(buffer.tobytes()) == CHECKSUMS[k, group]
+
+
 def test_i4_is_the_same_in_every_tier() -> None:
-    """Also for groups of next to nothing, of one value, of halves between two codes, and in rows of heavy tails."""
-    w = np.concatenate([*(m[:16] for m in matrices().values()), normal(16, 1024)])
-    w[48:, :64] *= 1e-5
-    w[49], w[50], w[51, ::2] = 0, 3.0, 0
-    w[52] = np.round(w[52] * 4) / 4
-    w[53] = np.random.default_rng(3).standard_cauchy(1024)
+    w = np.concatenate([*(m[:16] for m in matrices().values()), hard_rows(1024)])
     before = _core.isa()
     packed = {}
     try:
         for tier in _core.available_isas():
             _core.set_isa(tier)
             packed[tier] = [
-                pack("i4", [(as_bytes(w), "f32", 64)], 64, 1024, group)[0].tobytes() for group in (32, 64, 128)
+                pack("i4", [(as_bytes(w), "f32", 80)], 80, 1024, group)[0].tobytes() for group in (32, 64, 128)
             ]
     finally:
         _core.set_isa(before)
@@ -217,6 +240,18 @@ def test_bytes_do_not_depend_on_threads(kind: Kind) -> None:
     for threads in (2, 5):
         many, *_ = pack(kind, [(as_bytes(w), "f32", 200)], 200, 256, group, threads=threads)
         np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.parametrize("kind", ["i8", "i4"])
+def test_denormals_of_float16_count_on_threads_that_were_in_a_step(kind: Kind, tmp_path: Path) -> None:
+    """Steps leave the pool's threads with denormals flushed."""
+    logits_of(make_runner(make_checkpoint(tmp_path / "m"), threads=2), [1, 2, 3], [3])
+    w = normal(4096, 64) * np.float32(1e-5)
+    group = 32 if kind == "i4" else 0
+    alone, together = (
+        pack(kind, [(as_bytes(w, "f16"), "f16", 4096)], 4096, 64, group, threads=threads)[0] for threads in (1, 2)
+    )
+    np.testing.assert_array_equal(together, alone)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -176,8 +176,8 @@ struct Kernels {
   void (*divide)(const float* x, float sum, size_t p, uint16_t* out);
   WriteKvFn write_kv;
   // A row of weights as int4: w ~ scale * m * q, q in -8..7, m in 1..16 or -16..-1 a group, |m q| <= 120, one scale a row,
-  // which is given back. `size`, a multiple of 8, divides k. x [k] is scaled in place; groups [k / size] is scratch. A row of
-  // next to nothing: scale 1, multipliers 1, codes left as they are.
+  // which is given back. `size`, a multiple of 8, divides k. x [k] is scaled in place and overlaps nothing; groups
+  // [k / size] is scratch. A row of next to nothing: scale 1, multipliers 1, codes left as they are. Denormals count here.
   float (*quantize_int4)(float* x, size_t k, size_t size, int8_t* codes, int8_t* multipliers, Int4Group* groups);
 };
 

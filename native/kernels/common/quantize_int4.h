@@ -17,7 +17,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/common/vec.h"
+#include "kernels/common/lanes.h"
 #include "trivet/kernels.h"
 
 namespace trivet {
@@ -90,7 +90,9 @@ TRIVET_INLINE Eight sums_of(const Eight (&v)[8]) {
 #ifdef __AVX2__
   __m128 quarter[4];
   for (int i = 0; i < 4; ++i) {
-    const auto half = [](const Eight& x) { return _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1)); };
+    const auto half = [](const Eight& x) {
+      return _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    };
     quarter[i] = _mm_hadd_ps(half(v[2 * i]), half(v[2 * i + 1]));
   }
   return (Eight)_mm256_set_m128(_mm_hadd_ps(quarter[2], quarter[3]), _mm_hadd_ps(quarter[0], quarter[1]));
@@ -137,7 +139,8 @@ TRIVET_INLINE void measure_groups(float* x, size_t size, size_t num, Int4Group* 
   for (int i = 0; i < kGrid; ++i) grid[i] = kGridFirst + float(i) * kGridStep;
   for (size_t g = 0; g < num; ++g) {
     Int4Group& it = groups[g];
-    float *group = x + g * size, highest;
+    float* group = x + g * size;
+    float highest;
     reach(group, size, &highest, &it.top);
     it.step = 0;
     it.is_flipped = it.top >= kTinyGroup && highest == it.top;
