@@ -23,7 +23,12 @@ from benchmarks.peers.rows import ROWS
 from benchmarks.record import best_limit, median_and_spread
 
 UNITS = {"tok_per_s": "tok/s", "seconds": "s", "peak_mib": "MiB"}
-EXTRA = {"ttft_p50_s": "TTFT p50, s", "gap_p99_s": "p99 gap, s", "gap_max_s": "longest gap, s"}
+EXTRA = {
+    "ttft_p50_s": "TTFT p50, s",
+    "gap_p99_s": "p99 gap, s",
+    "gap_max_s": "longest gap, s",
+    "without_text": "answers without text",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

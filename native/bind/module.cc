@@ -16,7 +16,8 @@ void bind_measure(nb::module_& m);
 
 NB_MODULE(_core, m) {
   m.doc() = "Trivet's native core: kernels, one transformer step a call, packing, sampling, measuring.";
-  m.def("allowed_threads", &trivet::allowed_threads, "Threads that make sense: a core each, of those that the affinity mask and the CPU quota allow.");
+  m.def("allowed_threads", &trivet::allowed_threads,
+        "Compute threads unless said: one for each core that the affinity mask and the CPU quota allow.");
   m.def("num_cores", &trivet::num_cores, nb::arg("cpus"), nb::arg("root") = "/sys/devices/system/cpu",
         "Cores that these CPUs lie on: two that are threads of one core count once.");
   m.def("cgroup_quota", &trivet::cgroup_quota, nb::arg("membership") = "/proc/self/cgroup", nb::arg("root") = "/sys/fs/cgroup",

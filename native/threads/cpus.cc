@@ -2,10 +2,10 @@
 // cgroup above it.
 #include <sched.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -77,37 +77,37 @@ namespace {
 
 std::vector<int> allowed_cpus() {
   std::vector<int> cpus;
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0)
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
-      if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  for (size_t room = 1024; room <= 1 << 20 && cpus.empty(); room *= 2) {  // the mask of a large machine is longer
+    cpu_set_t* set = CPU_ALLOC(room);
+    const size_t bytes = CPU_ALLOC_SIZE(room);
+    if (set && sched_getaffinity(0, bytes, set) == 0)
+      for (size_t cpu = 0; cpu < room; ++cpu)
+        if (CPU_ISSET_S(cpu, bytes, set)) cpus.push_back(int(cpu));
+    CPU_FREE(set);
+  }
   return cpus;
 }
 
 }  // namespace
 
 int num_cores(const std::vector<int>& cpus, const std::string& root) {
-  std::vector<std::string> siblings;  // of each CPU: what threads of a core have in common
+  constexpr ptrdiff_t kMostThreads = 4;     // of a core; a list of more is a made-up topology of a virtual machine
+  std::map<std::string, ptrdiff_t> siblings;  // CPUs by what those of a core have in common
   for (const int cpu : cpus) {
     const std::string folder = root + "/cpu" + std::to_string(cpu);
     FILE* f = std::fopen((folder + "/topology/thread_siblings_list").c_str(), "r");
     char line[256];
-    siblings.push_back(f && std::fgets(line, sizeof line, f) ? line : folder);  // not known: a core of its own
+    ++siblings[f && std::fgets(line, sizeof line, f) ? line : folder];  // not known: a core of its own
     if (f) std::fclose(f);
   }
-  std::sort(siblings.begin(), siblings.end());
-  return int(std::unique(siblings.begin(), siblings.end()) - siblings.begin());
-}
-
-int affinity_count() {
-  const size_t num = allowed_cpus().size();
-  return num ? int(num) : int(std::thread::hardware_concurrency());
+  ptrdiff_t cores = 0;
+  for (const auto& [list, num] : siblings) cores += num > kMostThreads ? num : 1;
+  return int(cores);
 }
 
 int allowed_cores() {
   const int cores = num_cores(allowed_cpus(), "/sys/devices/system/cpu");
-  return cores ? cores : affinity_count();
+  return cores ? cores : int(std::thread::hardware_concurrency());
 }
 
 int allowed_threads() {

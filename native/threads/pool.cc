@@ -104,7 +104,7 @@ Pool* pool_of(int num_threads) {
     }
     ++p->size;
   }
-  p->spin = p->size <= affinity_count();  // spinning with more threads than cores starves the others
+  p->spin = p->size <= allowed_cores();  // spinning with more threads than cores starves the others
   return p;
 }
 

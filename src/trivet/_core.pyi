@@ -15,7 +15,7 @@ kernels: types.ModuleType
 
 def allowed_threads() -> int:
     """
-    Threads that make sense: a core each, of those that the affinity mask and the CPU quota allow.
+    Compute threads unless said: one for each core that the affinity mask and the CPU quota allow.
     """
 
 def num_cores(cpus: Sequence[int], root: str = '/sys/devices/system/cpu') -> int:

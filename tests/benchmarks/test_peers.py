@@ -80,14 +80,16 @@ def test_an_answer_of_another_length_is_an_error() -> None:
 def test_a_load_s_figures_are_read_off_its_record() -> None:
     figures = {"p50": {"value": 0.25}, "p99": {"value": 0.5}, "max": 0.75}
     whole = {"throughput": {"seconds": 10.0, "output_tokens_per_s": 20.0}, "ttft_s": figures, "itl_s": figures,
-             "failures": {}, "invalid_because": []}  # fmt: skip
+             "answered": 19, "failures": {}, "invalid_because": []}  # fmt: skip
     found = server_worker.figures_of_bench({"runs": [whole]})
     assert (found["tokens"], found["ttft_p50_s"]) == (200, 0.25)
     assert (found["gap_p99_s"], found["gap_max_s"]) == (0.5, 0.75)
     with pytest.raises(RuntimeError, match="connect"):
         server_worker.figures_of_bench({"runs": [{**whole, "failures": {"connect": 1, "no_tokens": 1}}]})
     found = server_worker.figures_of_bench({"runs": [{**whole, "failures": {"no_tokens": 1}}]})
-    assert (found["without_text"], found["tokens"]) == (1, 200)
+    assert (found["without_text"], found["tokens"]) == (1, round(200 * 20 / 19))
+    with pytest.raises(RuntimeError, match="no_tokens"):
+        server_worker.figures_of_bench({"runs": [{**whole, "failures": {"no_tokens": 2}}]})
 
 
 # --- a worker as the harness sees it ------------------------------------------------------------------------------

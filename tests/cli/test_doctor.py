@@ -95,6 +95,7 @@ def test_everything_is_examined(facts: dict[str, Any], cache_dir: Path) -> None:
 
 def test_lines_for_people(facts: dict[str, Any]) -> None:
     facts["measured"]["load_before"] = 0.0
+    facts["machine"]["num_nodes"] = 1
     text = "\n".join(lines_of(facts))
     for word in ("GB/s read by", "TOPS int8", "TFLOPS bf16", "affinity mask", "packed models", "trivet 0.1.0"):
         assert word in text
@@ -109,7 +110,7 @@ def test_what_is_missing_is_said(facts: dict[str, Any]) -> None:
     del facts["measured"]
     text = "\n".join(lines_of(facts))
     assert "the system does not permit it" in text
-    assert "2 of memory: one server on each" in text
+    assert "2 of memory: a server on each" in text
     assert "quota 1.5 CPUs" in text and "cgroup limit 1.0 GiB" in text
     assert "nothing (--quick)" in text
     facts["compute"] |= {"cpu_has_amx": False}

@@ -14,7 +14,7 @@ import pytest
 from checkpoints import make_checkpoint
 from steps import batch_of_one, logits_of, make_runner
 from trivet import _core
-from trivet.engine.cpu_runner import choose_isa, choose_threads
+from trivet.engine.cpu_runner import choose_isa, choose_threads, thread_notes
 from trivet.engine.step import StepBatch
 from trivet.errors import ConfigError, UnsupportedCpu
 
@@ -178,6 +178,16 @@ def test_threads_come_from_setting_environment_or_affinity(monkeypatch: pytest.M
         with pytest.raises(ConfigError, match=f"`TRIVET_THREADS` is '{re.escape(text)}'"):
             choose_threads(None)
     assert choose_threads(1) == 1  # the setting stands before it
+
+
+def test_hardware_threads_that_are_left_idle_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRIVET_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(_core, "num_cores", lambda cpus: len(cpus) // 2)
+    assert thread_notes(None) == ["threads: one a core, of 16 CPUs on 8 cores; --threads says otherwise"]
+    assert thread_notes(16) == []
+    monkeypatch.setattr(_core, "num_cores", len)
+    assert thread_notes(None) == []
 
 
 def test_more_threads_than_four_a_cpu_are_refused_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:

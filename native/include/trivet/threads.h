@@ -8,10 +8,9 @@
 
 namespace trivet {
 
-// How many threads make sense: one for each core behind the affinity mask, as far as the CPU quota of this process's cgroups
-// goes (at least 1). Two threads of one core share its arithmetic and its misses under way, so a second adds little.
+// How many threads there are by default: one for each core behind the affinity mask, as far as the CPU quota of this process's
+// cgroups goes (at least 1). Hardware threads of one core share its arithmetic and its misses under way.
 int allowed_threads();
-int affinity_count();
 int allowed_cores();
 // How many cores these CPUs lie on, by the topology that the system shows at `root` (/sys/devices/system/cpu).
 int num_cores(const std::vector<int>& cpus, const std::string& root);

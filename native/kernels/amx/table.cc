@@ -46,6 +46,7 @@ TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_
 
 struct TileHalves {
   static constexpr bool kByLines = false;
+  static constexpr size_t kMostAsking = 16;  // more are not measured yet
   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t run) {
     const auto key = [&](size_t i, size_t j) { return keys + 16 * j * pp + 512 * i; };
     if (rows > 16) return chain<true, false>(q, pp, key, pp / 32, 64, s, kKeyStep, [](size_t) {});
@@ -100,6 +101,7 @@ TRIVET_INLINE void chain_codes(const uint8_t* a, size_t half, B&& b, size_t num,
 // are for vectors. Times on tiles are not measured yet.
 struct TileCodes {
   static constexpr bool kByLines = true, kWords = false;
+  static constexpr size_t kMostAsking = 16;
   static constexpr size_t kFew = 4;
   static void scores(size_t rows, const Operand<false>& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
     if (rows <= kFew) return CodeProducts::scores(rows, q, pp, keys, s, ahead, run);

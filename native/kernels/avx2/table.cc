@@ -51,6 +51,7 @@ void block_of_words(const Operand<true>& a, size_t row, size_t num, At&& at, int
 
 struct WordProducts {
   static constexpr bool kByLines = false, kWords = true;
+  static constexpr size_t kMostAsking = kQueryTile;
   template <class At>
   TRIVET_INLINE void eight(const Operand<true>& a, size_t rows, size_t num, int32_t* c, size_t ldc, At&& at) {
     for_runs(rows, 4, [&](size_t r, size_t length, size_t, size_t) {

@@ -55,6 +55,7 @@ TRIVET_INLINE void block_of_codes(const Operand<false>& a, size_t row, size_t ro
 
 struct CodeProducts {
   static constexpr bool kByLines = true, kWords = false;
+  static constexpr size_t kMostAsking = kQueryTile;
   // The first rows ask, with asking(i, j, g), the others do not, with at(i, j, g).
   template <class At, class Asking>
   TRIVET_INLINE void tile(const Operand<false>& a, size_t rows, size_t num, int32_t* c, size_t ldc, bool asks, At&& at, Asking&& asking) {

@@ -39,6 +39,7 @@ TRIVET_INLINE void tile(size_t rows, const uint16_t* a, size_t lda, size_t num, 
 
 struct PairProducts {
   static constexpr bool kByLines = true;
+  static constexpr size_t kMostAsking = kQueryTile;
   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t run) {
     const auto at = [&](size_t i, size_t j, int g) { return keys + 16 * size_t(g) * pp + 512 * i + 32 * j; };
     tile<false>(rows, q, pp, pp / 32, s, kKeyStep, !ahead.is_empty(), at, [&](size_t i, size_t j, int g) {

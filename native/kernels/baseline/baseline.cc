@@ -98,6 +98,7 @@ struct Chain {
 
 struct PlainCodes {
   static constexpr bool kByLines = false, kWords = true;
+  static constexpr size_t kMostAsking = 0;
   static void scores(size_t rows, const Operand<true>& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead&, size_t) {
     for (size_t r = 0; r < rows; ++r)
       for (size_t c = 0; c < 32; ++c) {

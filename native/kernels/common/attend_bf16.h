@@ -15,6 +15,7 @@ namespace {
 template <class Chain>
 struct TileProducts {
   static constexpr bool kByLines = false;
+  static constexpr size_t kMostAsking = 0;
   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead&, size_t) {
     for (size_t g = 0; g < 2; ++g) {
       const uint16_t* chunk[8];
@@ -32,7 +33,7 @@ struct TileProducts {
 };
 
 // A form of the cache (attention.h). Products: struct with
-//   kByLines  whether it asks ahead line by line
+//   kByLines, kMostAsking  whether it asks ahead line by line, and up to how many rows
 //   scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t i)
 //     s[r * kKeyStep + c] = q[r] . keys[:, c] for the i-th run, bf16 [2][Pp/2][16][2]; at least `rows` rows
 //   values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, const RunsAhead& ahead)
@@ -41,6 +42,7 @@ template <class Products>
 class Bf16Kv {
  public:
   static constexpr bool kByLines = Products::kByLines;
+  static constexpr size_t kMostAsking = Products::kMostAsking;
   Bf16Kv(const AttendItem& it, uint8_t* scratch)
       : it_(it),
         s_(reinterpret_cast<float*>(scratch)),

@@ -74,7 +74,7 @@ static_assert(Int8Scratch(32).end <= attend_scratch_bytes(32) && Int8Scratch(96)
               Int8Scratch(kMaxHeadDim).end <= attend_scratch_bytes(kMaxHeadDim));
 
 // A form of the cache (attention.h). Products: struct with
-//   kByLines, kWords  whether it asks ahead line by line; whether it takes words or halves
+//   kByLines, kMostAsking, kWords  whether it asks ahead line by line, and up to how many rows; words or halves
 //   scores(size_t rows, const Operand<kWords>& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t i)
 //     s[r * kKeyStep + c] = sum over p of q[r, p] keys[p, c] for the i-th run, u8 [2][Pp/4][16][4]
 //   values(size_t rows, const Operand<kWords>& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o,
@@ -85,6 +85,7 @@ template <class Products>
 class Int8Kv {
  public:
   static constexpr bool kByLines = Products::kByLines;
+  static constexpr size_t kMostAsking = Products::kMostAsking;
   Int8Kv(const AttendItem& it, uint8_t* scratch, const Int8Scratch& part)
       : it_(it),
         s_(reinterpret_cast<float*>(scratch)),

@@ -12,6 +12,7 @@
 //
 // Form, one of the cache's: class with
 //   kByLines                                whether its products ask ahead line by line
+//   kMostAsking                             rows of an item up to which asking ahead pays
 //   Form(item, scratch)
 //   float* row(r)                           [kKeyStep] floats that row r may use until its step is over
 //   multiply_keys(i, run, ahead)            the i-th run of a step, for all rows
@@ -61,7 +62,7 @@ TRIVET_INLINE void take_scores(Form& form, size_t r, int64_t visible, size_t key
 template <class Form>
 void attend_as(const AttendItem& it, float* out, float* row_max, float* row_sum, uint8_t* scratch) {
   const size_t pp = it.kv.pp, rows = it.num_rows, run_bytes = 32 * pp * (it.kv.int8 ? 1 : 2);
-  const bool waits = Form::kByLines || rows <= 16;  // tiles: with more rows, asking is not known to pay
+  const bool waits = rows <= Form::kMostAsking;
   Form form(it, scratch);
   if (!it.resume) {
     for (size_t r = 0; r < rows; ++r) {

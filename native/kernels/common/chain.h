@@ -85,6 +85,7 @@ TRIVET_INLINE void chain(const float* a, size_t lda, At&& at, size_t num, float*
 template <class Unit>
 struct ChainProducts {
   static constexpr bool kByLines = false;
+  static constexpr size_t kMostAsking = kQueryTile;
   static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t run) {
     alignas(64) float wide[kQueryTile * kMaxHeadDim];
     widen<Unit>(q, rows * pp, wide);

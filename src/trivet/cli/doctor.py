@@ -159,7 +159,9 @@ def lines_of(facts: dict[str, Any]) -> list[str]:
 def _nodes(num: int) -> list[tuple[str, str]]:
     if num == 1:
         return []
-    return [("nodes", f"{num} of memory: one server on each reads faster than one across (docs/guides/how-fast.md)")]
+    return [
+        ("nodes", f"{num} of memory: a server on each may serve more than one across them (docs/guides/how-fast.md)")
+    ]
 
 
 def _amx(compute: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ def command(  # noqa: PLR0917  # typer makes an argument of each
     kv_precision: Annotated[str, typer.Option(help="Keys and values: bf16 or int8.")] = "bf16",
     group_size: Annotated[int, typer.Option(help=setting_help(ModelConfig, "group_size"))] = 32,
     max_context: Annotated[int | None, typer.Option(help=setting_help(ModelConfig, "max_context"))] = None,
-    threads: Annotated[int | None, typer.Option(help="Compute threads; default: all this process may use.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Compute threads; default: one a core.")] = None,
     generation_config: Annotated[str, typer.Option(help=setting_help(ModelConfig, "generation_config"))] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout, when done.")] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Say on stderr how long each part took.")] = False,

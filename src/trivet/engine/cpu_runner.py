@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections import deque
 from contextlib import suppress
@@ -42,7 +43,7 @@ class CpuRunner:
             return _core.Executor(model, num_blocks, cache.block_size, cache.dtype, max_tokens, threads)
 
         budget = plan_kv(packed.spec, config, weight_bytes=packed.weight_bytes, scratch_bytes=executor(1).scratch_bytes)
-        self._notes = budget.notes
+        self._notes = (*thread_notes(config.threads), *budget.notes)
         self._executor: _core.Executor | None = executor(budget.num_blocks)
         block_bytes = self._executor.block_bytes
         self._ahead = KvAhead(block_bytes * budget.num_blocks, block_bytes, self._touch_kv)
@@ -180,6 +181,15 @@ def choose_threads(setting: int | None) -> int:
     if setting is not None:
         return check_threads("threads", setting)
     return env_threads() or int(_core.allowed_threads())
+
+
+def thread_notes(setting: int | None) -> list[str]:
+    """A line for the start where the default leaves hardware threads of cores to others."""
+    cpus = sorted(os.sched_getaffinity(0))
+    cores = _core.num_cores(cpus)
+    if setting is not None or env_threads() is not None or cores >= len(cpus):
+        return []
+    return [f"threads: one a core, of {len(cpus)} CPUs on {cores} cores; --threads says otherwise"]
 
 
 def build_runner(loaded: LoadedModel, config: EngineConfig) -> CpuRunner:
