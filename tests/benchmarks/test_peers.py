@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+
+from checkpoints import make_checkpoint, shard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "peers" / "workers"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import common
 import server_worker
+import write_w8a8
 from benchmarks.peers import contestants, run, setup, summary, table
 from benchmarks.peers.contestants import CONTESTANTS, Contestant, Place
 from benchmarks.peers.model_facts import model_facts
@@ -90,6 +94,20 @@ def test_a_load_s_figures_are_read_off_its_record() -> None:
     assert (found["without_text"], found["tokens"]) == (1, round(200 * 20 / 19))
     with pytest.raises(RuntimeError, match="no_tokens"):
         server_worker.figures_of_bench({"runs": [{**whole, "failures": {"no_tokens": 2}}]})
+
+
+def test_w8a8_of_a_checkpoint_in_several_files_is_one_file(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "m", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    shard(folder, 2)
+    write_w8a8.main(folder, tmp_path / "w8a8")
+    assert not list((tmp_path / "w8a8").glob("*.index.json"))
+    written = load_file(tmp_path / "w8a8/model.safetensors")
+    assert set(written) >= set(tensors)
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    step = written[name + "_scale"].float()
+    off = (written[name] * step - tensors[name].float()).abs()
+    assert (off <= 0.75 * step).all()  # half a step of the code, and 127 / 512 for the scale in bf16
 
 
 # --- a worker as the harness sees it ------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ def main(source: Path, target: Path) -> None:
     tensors = {}
     for path in sorted(source.iterdir()):
         if path.suffix != ".safetensors":
-            shutil.copy(path, target)
+            if not path.name.endswith(".safetensors.index.json"):  # it names files that are one here
+                shutil.copy(path, target)
             continue
         for name, tensor in load_file(path).items():
             if name.endswith("_proj.weight"):
