@@ -94,6 +94,8 @@ def test_a_load_s_figures_are_read_off_its_record() -> None:
     assert (found["without_text"], found["tokens"]) == (1, round(200 * 20 / 19))
     with pytest.raises(RuntimeError, match="no_tokens"):
         server_worker.figures_of_bench({"runs": [{**whole, "failures": {"no_tokens": 2}}]})
+    with pytest.raises(RuntimeError, match="0 requests were answered"):
+        server_worker.figures_of_bench({"runs": [{**whole, "answered": 0}]})
 
 
 def test_w8a8_of_a_checkpoint_in_several_files_is_one_file(tmp_path: Path) -> None:

@@ -184,8 +184,12 @@ def test_hardware_threads_that_are_left_idle_are_said(monkeypatch: pytest.Monkey
     monkeypatch.delenv("TRIVET_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(_core, "num_cores", lambda cpus: len(cpus) // 2)
-    assert thread_notes(None) == ["threads: one a core, of 16 CPUs on 8 cores; --threads says otherwise"]
+    monkeypatch.setattr(_core, "allowed_threads", lambda: 8)
+    assert thread_notes(None) == ["threads: one a core, of 16 CPUs on 8 cores; `threads` says otherwise"]
     assert thread_notes(16) == []
+    monkeypatch.setattr(_core, "allowed_threads", lambda: 2)  # by the quota
+    assert thread_notes(None) == []
+    monkeypatch.setattr(_core, "allowed_threads", lambda: 16)
     monkeypatch.setattr(_core, "num_cores", len)
     assert thread_notes(None) == []
 

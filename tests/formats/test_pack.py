@@ -180,7 +180,7 @@ def hard_rows(k: int) -> F32:
     return w
 
 
-# k, group: what the bytes of `hard_rows` came to when packed files of this layout were first written
+# k, group: of the bytes that the search in plain C++ made of `hard_rows`, before it was compiled for each tier
 CHECKSUMS = {
     (32, 32): 0x04D1BF11, (96, 32): 0xAB596E76, (384, 128): 0x29BF52BE, (1024, 32): 0xB0AE774A, (1024, 64): 0x2190D216,
 }  # fmt: skip

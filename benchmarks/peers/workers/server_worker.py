@@ -95,15 +95,15 @@ class Server:
 
 
 def figures_of_bench(record: Message) -> Message:
-    """What is compared, from the record of a load of one run. RuntimeError if a request failed.
+    """What is compared, from the record of a load of one run. RuntimeError if a request failed or none was answered.
 
     Not a failure: a whole answer that brought no text, of one request in twenty at most. With random weights all its
     bytes may be parts of no character. It counts as many tokens as the others did on average.
     """
     [run] = record["runs"]
     answered, without_text = run["answered"], run["failures"].get("no_tokens", 0)
-    if sum(run["failures"].values()) > without_text or 19 * without_text > answered:
-        raise RuntimeError(f"requests failed: {run['failures']}")
+    if sum(run["failures"].values()) > without_text or 19 * without_text > answered or not answered:
+        raise RuntimeError(f"{answered} requests were answered, others failed: {run['failures']}")
     throughput = run["throughput"]
     tokens = throughput["output_tokens_per_s"] * throughput["seconds"] * (1 + without_text / answered)
     return {

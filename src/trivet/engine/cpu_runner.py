@@ -187,9 +187,10 @@ def thread_notes(setting: int | None) -> list[str]:
     """A line for the start where the default leaves hardware threads of cores to others."""
     cpus = sorted(os.sched_getaffinity(0))
     cores = _core.num_cores(cpus)
-    if setting is not None or env_threads() is not None or cores >= len(cpus):
+    by_cores = setting is None and env_threads() is None and _core.allowed_threads() == cores
+    if not by_cores or cores >= len(cpus):
         return []
-    return [f"threads: one a core, of {len(cpus)} CPUs on {cores} cores; --threads says otherwise"]
+    return [f"threads: one a core, of {len(cpus)} CPUs on {cores} cores; `threads` says otherwise"]
 
 
 def build_runner(loaded: LoadedModel, config: EngineConfig) -> CpuRunner:
