@@ -156,6 +156,31 @@ def test_every_tier_writes_the_same_whatever_follows_the_product(kind: str, n: i
         _core.set_isa(before)
 
 
+@pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
+def test_rows_that_do_not_pass_at_once(kind: str) -> None:
+    """Tiers that keep rows in L2 take 64 of them at a time where K is so large, and begin anew with the next."""
+    n, k, num = 96, 8200, 150
+    case, bias = Case(kind, n, k, num), np.linspace(-9, 9, n).astype(np.float32)
+    before = _core.isa()
+
+    def all_of() -> list[bytes]:
+        start, half = np.full((num, n + 16), 0.5, np.float32), np.zeros((num, n + 32), np.uint16)
+        gated = np.zeros((num, n // 2 + 32), np.uint16)
+        case.run(num, "add", bias, start)
+        case.run(num, "store_bf16", bias, half)
+        case.run(num, "silu_mul", bias, gated)
+        return [case.run(num).tobytes(), start.tobytes(), half.tobytes(), gated.tobytes()]
+
+    try:
+        for tier in _core.available_isas()[1:]:
+            _core.set_isa(_core.twin_of(tier))
+            want = all_of()
+            _core.set_isa(tier)
+            assert all_of() == want, tier
+    finally:
+        _core.set_isa(before)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 6, 20, 40])
 def test_int8_extremes_are_exact(isa: str, rows: int) -> None:
     """Sums of two products of +-127 would pass 16 bits if one factor were unsigned: nothing saturates on the way."""

@@ -65,7 +65,7 @@ struct Output {
 // the tile instruction tdpbf16ps does. In avx512_bf16 and its twin: one sum over all k in pairs, the odd one first, as
 // vdpbf16ps does. What is stored as bf16 is rounded half to even.
 using LinearFn = void (*)(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch);
-constexpr size_t linear_scratch_bytes(size_t kp) { return 64 * kp + 65536; }
+constexpr size_t linear_scratch_bytes(size_t kp) { return 96 * kp + 512 * 1024; }
 
 // One attention work item: up to kQueryTile query rows of one key/value head, against keys that they all have in the same
 // blocks: rows of one sequence, or of several that begin alike.

@@ -79,7 +79,7 @@ TRIVET_INLINE void block_i4(const uint8_t* a, size_t lda, const Linear& w, size_
       for (int j = 0; j < 8; ++j) _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * j), _MM_HINT_T0);
       const int8_t* m = w.multipliers + (panel + p) * (w.kp / 2) + 32 * i;
       _mm_prefetch(reinterpret_cast<const char*>(m + kPanels * (w.kp / 2)), _MM_HINT_T0);
-      unpack_tile<0>(codes, m, unpacked + 4096 * (i % 2) + 1024 * p);
+      unpack_tile(codes, m, unpacked + 4096 * (i % 2) + 1024 * p);
     }
     stored();
   };
@@ -328,7 +328,7 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
     }
     const uint8_t* b = w.codes + p * panel_bytes;
     if (kUnpack) {
-      unpack_i4<0>(w, p, 2, unpacked);
+      unpack_i4(w, p, 2, unpacked);
       stored();
       b = unpacked;
     }
@@ -355,7 +355,7 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
   if (p == end) return;
   const uint8_t* b = w.codes + p * panel_bytes;
   if (kUnpack) {
-    unpack_i4<0>(w, p, 1, unpacked);
+    unpack_i4(w, p, 1, unpacked);
     stored();
     b = unpacked;
   }
@@ -375,7 +375,7 @@ void one_tile_of_rows(const Linear& w, const Rows& x, size_t begin, size_t end, 
     const size_t panels = end - p >= 4 ? 4 : end - p >= 2 ? 2 : 1;
     const uint8_t* b = w.codes + p * panel_bytes;
     if (kUnpack && panels < 4) {
-      unpack_i4<0>(w, p, panels, unpacked);
+      unpack_i4(w, p, panels, unpacked);
       stored();
       b = unpacked;
     }

@@ -79,7 +79,7 @@ class I8 {
   }
 
   template <int R, int Q, class A>
-  void block(size_t panel, size_t half, size_t row, const A& ahead, int32_t* sums) const {
+  void block(size_t panel, size_t half, size_t row, A ahead, int32_t* sums) const {
     constexpr int kParts = 2 * Q;  // of four outputs, each with two sums: of k 0 and 1 of every four, and of 2 and 3
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
@@ -147,7 +147,7 @@ class I4 {
   }
 
   template <int R, int Q, class A>
-  void block(size_t panel, size_t half, size_t row, const A& ahead, int32_t* sums) const {
+  void block(size_t panel, size_t half, size_t row, A ahead, int32_t* sums) const {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
     const int8_t* multipliers = w_.multipliers + panel * (w_.kp / 2) + 8 * half;
@@ -223,7 +223,7 @@ class Bf16 {
   }
 
   template <int R, int Q, class A>
-  void block(size_t panel, size_t half, size_t row, const A& ahead, float* sums) const {
+  void block(size_t panel, size_t half, size_t row, A ahead, float* sums) const {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
     const auto at = [&](size_t i, int j, int q) {
@@ -248,7 +248,7 @@ void rows_by_panels(const Kind& kind, const Linear& w, const Rows& x, size_t row
   constexpr size_t kParts = R == 1 ? 1 : R == 2 ? 2 : 4;  // blocks that two panels are cut into
   const uint8_t* next = w.codes + (panel + 2) * w.panel_bytes();
   const auto ahead = [&](size_t part) {
-    return Ahead::share(next, w.panel_bytes(), kParts * run + part, kParts * runs, w.panel_bytes() / 64);
+    return Ahead::share(next, w.panel_bytes(), kParts * run + part, kParts * runs);
   };
   if constexpr (R == 1) {
     const uint8_t* codes = w.codes + panel * w.panel_bytes();

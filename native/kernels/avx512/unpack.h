@@ -9,10 +9,9 @@
 namespace trivet {
 namespace {
 
-// w8 + kOffset of 64 k of a panel, in the layout of int8 panels: 512 bytes of codes become 1 KiB. A nibble is n = q + 8, and
+// w8 of 64 k of a panel, in the layout of int8 panels: 512 bytes of codes become 1 KiB. A nibble is n = q + 8, and
 // n |m| <= 240, so one product of 16 bits holds those of both its bytes; then |m| q = n |m| - 8 |m|, and where m is
 // negative that is turned around: -x = ~x + 1.
-template <int kOffset>
 TRIVET_INLINE void unpack_tile(const uint8_t* code, const int8_t* m, uint8_t* out) {
   const __m512i low = _mm512_set1_epi8(15);
   const __m512i four_times = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
@@ -24,7 +23,7 @@ TRIVET_INLINE void unpack_tile(const uint8_t* code, const int8_t* m, uint8_t* ou
     flip[h] = _mm512_srai_epi32(m32, 31);
     // -8 |m|, or 8 |m| + 1, which is -8 m + 1
     const __m512i m8 = _mm512_shuffle_epi8(_mm512_slli_epi32(m32, 3), four_times);
-    plus[h] = _mm512_sub_epi8(_mm512_set1_epi8(int8_t(kOffset)), _mm512_add_epi8(m8, flip[h]));
+    plus[h] = _mm512_sub_epi8(_mm512_setzero_si512(), _mm512_add_epi8(m8, flip[h]));
   }
   for (int j = 0; j < 8; ++j) {
     const __m512i v = _mm512_load_si512(code + 64 * j);
@@ -37,7 +36,6 @@ TRIVET_INLINE void unpack_tile(const uint8_t* code, const int8_t* m, uint8_t* ou
 }
 
 // The same of `panels` panels.
-template <int kOffset>
 void unpack_i4(const Linear& w, size_t panel, size_t panels, uint8_t* out) {
   for (size_t p = 0; p < panels; ++p) {
     const uint8_t* code = w.codes + (panel + p) * w.panel_bytes();
@@ -45,7 +43,7 @@ void unpack_i4(const Linear& w, size_t panel, size_t panels, uint8_t* out) {
     for (size_t k = 0; k < w.kp; k += 64, code += 512, m += 32, out += 1024) {
       _mm_prefetch(reinterpret_cast<const char*>(m + 512), _MM_HINT_T0);
       for (int j = 0; j < 8; ++j) _mm_prefetch(reinterpret_cast<const char*>(code + 64 * j + 4096), _MM_HINT_T0);
-      unpack_tile<kOffset>(code, m, out);
+      unpack_tile(code, m, out);
     }
   }
 }

@@ -50,7 +50,7 @@ void few(const Linear& w, const Rows& x, size_t row, size_t panel, const Output&
 template <int R, int P>
 void many(const Linear& w, const Rows& x, size_t row, size_t panel, size_t run, size_t runs, const Output& out) {
   fetch_outputs<R, P>(out, row, panel);
-  const Ahead ahead = Ahead::share(w.codes + (panel + 2) * w.panel_bytes(), w.panel_bytes(), run, runs, w.kp / 2);
+  Ahead ahead = Ahead::share(w.codes + (panel + 2) * w.panel_bytes(), w.panel_bytes(), run, runs);
   block<R, P>(w, x, row, panel, out, [&](const uint8_t*, size_t i, size_t j, int p) {
     if (p == 0) ahead.at(16 * i + j, j % 2);
   });

@@ -11,17 +11,20 @@ namespace trivet {
 namespace {
 
 struct Ahead {
-  const uint8_t *first, *second;  // two streams: one does not fill the memory's queue
-  size_t step;                    // bytes for each step of the pass, at most 32
+  const uint8_t *first, *first_end, *second, *second_end;  // two streams: one does not fill the memory's queue
 
-  // Part `part` of `parts` that the two panels from `next` on are cut into, for a pass of `steps`.
-  TRIVET_INLINE Ahead share(const uint8_t* next, size_t panel_bytes, size_t part, size_t parts, size_t steps) {
-    const uint8_t* from = next + panel_bytes / parts * part;
-    return {from, from + panel_bytes, panel_bytes / steps / parts};
+  // Part `part` of `parts` that the two panels from `next` on are cut into: no line is left out, none asked for twice.
+  TRIVET_INLINE Ahead share(const uint8_t* next, size_t panel_bytes, size_t part, size_t parts) {
+    const size_t lines = panel_bytes / 64;
+    const uint8_t *from = next + lines * part / parts * 64, *to = next + lines * (part + 1) / parts * 64;
+    return {from, to, from + panel_bytes, to + panel_bytes};
   }
-  // At each step, for one stream by turns; odd: i % 2, known to the compiler where loops are unrolled.
-  [[gnu::always_inline]] inline void at(size_t i, bool odd) const {
-    _mm_prefetch(reinterpret_cast<const char*>((odd ? second : first) + i * step), _MM_HINT_T1);
+  // The next line of one stream, by turns, until its share is through. odd: known to the compiler where loops are unrolled.
+  [[gnu::always_inline]] inline void at(size_t /*step*/, bool odd) {
+    const uint8_t*& line = odd ? second : first;
+    if (line >= (odd ? second_end : first_end)) return;
+    _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
+    line += 64;
   }
 };
 
