@@ -56,11 +56,14 @@ void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const 
     w.bias = bias_array.data();
   }
   const Rows rows{num_rows, w.kp, x.data(), x_scales.data()};
-  auto s = scratch(linear_scratch_bytes(w.kp));
+  const size_t bytes = linear_scratch_bytes(w.kp);
+  auto s = scratch(bytes + 64);
+  std::fill_n(s.get() + bytes, 64, uint8_t(0xa5));
   const FlushDenormals flush;
   tiles_begin();
   kernels().linear[int(w.kind)](w, rows, 0, w.np / 16, {e, out.data(), out.shape(1)}, s.get());
   tiles_end();
+  check(std::all_of(s.get() + bytes, s.get() + bytes + 64, [](uint8_t b) { return b == 0xa5; }), "the kernel wrote past its scratch");
 }
 
 template <class Number>

@@ -58,6 +58,11 @@ struct Output {
   Output from_row(size_t t) const { return {epilogue, static_cast<uint8_t*>(data) + t * ld * (is_bf16() ? 2 : 4), ld}; }
 };
 
+// Scratch of a product: rows in the form that a tier multiplies, as many as fit an L2 of 1 MiB and 64 at least, and two panels
+// of int8.
+constexpr size_t prepared_bytes(size_t kp) { return 64 * kp > 1024 * 1024 ? 64 * kp : 1024 * 1024; }
+constexpr size_t linear_scratch_bytes(size_t kp) { return prepared_bytes(kp) + 32 * kp; }
+
 // Computes panels [begin, end) of 16 outputs each. kSiluMul needs an even `begin` and `end`.
 //   scratch  64-byte aligned, linear_scratch_bytes(kp) for this thread alone
 // int8, int4: y = (float(acc) * scales[n]) * x.scales[t] + bias[n] with one exact int32 acc over all of K.
@@ -65,7 +70,6 @@ struct Output {
 // the tile instruction tdpbf16ps does. In avx512_bf16 and its twin: one sum over all k in pairs, the odd one first, as
 // vdpbf16ps does. What is stored as bf16 is rounded half to even.
 using LinearFn = void (*)(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch);
-constexpr size_t linear_scratch_bytes(size_t kp) { return 96 * kp + 512 * 1024; }
 
 // One attention work item: up to kQueryTile query rows of one key/value head, against keys that they all have in the same
 // blocks: rows of one sequence, or of several that begin alike.

@@ -11,7 +11,6 @@
 #include <algorithm>
 
 #include "kernels/avx2/unit.h"
-#include "kernels/common/ahead.h"
 #include "kernels/common/epilogue.h"
 #include "kernels/common/stream.h"
 #include "kernels/tables.h"
@@ -27,6 +26,16 @@ struct Near {
   [[gnu::always_inline]] inline void at(size_t line, bool) const {
     fetch_ahead<kInto>(panels, 64 * line, panel_bytes, 2);
     fetch_ahead<kInto>(panels + panel_bytes, 64 * line, panel_bytes, 2);
+  }
+};
+
+// A share of the next two panels in equal steps, rounded up: some lines are asked for more than once, but of sixteen registers it
+// takes fewer than Ahead, which counts lines.
+struct Share {
+  const uint8_t *first, *second;
+  size_t step;
+  [[gnu::always_inline]] inline void at(size_t line, bool odd) const {
+    _mm_prefetch(reinterpret_cast<const char*>((odd ? second : first) + line * step), _MM_HINT_T1);
   }
 };
 
@@ -79,7 +88,7 @@ class I8 {
   }
 
   template <int R, int Q, class A>
-  void block(size_t panel, size_t half, size_t row, A ahead, int32_t* sums) const {
+  void block(size_t panel, size_t half, size_t row, const A& ahead, int32_t* sums) const {
     constexpr int kParts = 2 * Q;  // of four outputs, each with two sums: of k 0 and 1 of every four, and of 2 and 3
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
@@ -147,7 +156,7 @@ class I4 {
   }
 
   template <int R, int Q, class A>
-  void block(size_t panel, size_t half, size_t row, A ahead, int32_t* sums) const {
+  void block(size_t panel, size_t half, size_t row, const A& ahead, int32_t* sums) const {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
     const int8_t* multipliers = w_.multipliers + panel * (w_.kp / 2) + 8 * half;
@@ -223,7 +232,7 @@ class Bf16 {
   }
 
   template <int R, int Q, class A>
-  void block(size_t panel, size_t half, size_t row, A ahead, float* sums) const {
+  void block(size_t panel, size_t half, size_t row, const A& ahead, float* sums) const {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
     const auto at = [&](size_t i, int j, int q) {
@@ -240,15 +249,17 @@ class Bf16 {
   size_t ld_;
 };
 
-// R prepared rows, from x's `row` on, against one panel or two: the run-th run of rows of `runs` to do so.
+// R prepared rows, from x's `row` on, against one panel or two: the run-th run of rows of `runs` to do so, which bring in what
+// is at `next`.
 template <class Kind, int R>
 void rows_by_panels(const Kind& kind, const Linear& w, const Rows& x, size_t row, size_t prepared, size_t panel,
-                    size_t panels, size_t run, size_t runs, const Output& out) {
+                    size_t panels, const uint8_t* next, size_t run, size_t runs, const Output& out) {
   alignas(64) typename Kind::Sum sums[R * kLd];
   constexpr size_t kParts = R == 1 ? 1 : R == 2 ? 2 : 4;  // blocks that two panels are cut into
-  const uint8_t* next = w.codes + (panel + 2) * w.panel_bytes();
   const auto ahead = [&](size_t part) {
-    return Ahead::share(next, w.panel_bytes(), kParts * run + part, kParts * runs);
+    const size_t parts = kParts * runs;
+    const uint8_t* from = next + w.panel_bytes() * (kParts * run + part) / parts;
+    return Share{from, from + w.panel_bytes(), (64 + parts - 1) / parts};
   };
   if constexpr (R == 1) {
     const uint8_t* codes = w.codes + panel * w.panel_bytes();
@@ -290,8 +301,9 @@ void linear(const Linear& w, const Rows& x, size_t begin, size_t end, const Outp
       kind.prepare(row, num);
       for (size_t p = first; p < last; p += 2) {
         const size_t panels = std::min<size_t>(last - p, 2);
+        const uint8_t* next = w.codes + (p + 2 < end ? p + 2 : begin) * w.panel_bytes();
         for_runs(num, Unit::kMostRows, [&](size_t at, size_t length, size_t run, size_t runs) {
-          by_rows[length - 1](kind, w, x, row + at, at, p, panels, run, runs, out);
+          by_rows[length - 1](kind, w, x, row + at, at, p, panels, next, run, runs, out);
         });
       }
     }

@@ -1,7 +1,7 @@
 // Products of more rows than a few without tiles.
 //
-// int8 and int4: vpdpbusd takes one unsigned operand, the activations, moved up by 128 once for all panels; what that adds is
-// 128 * colsum. int4 panels are unpacked to int8, once for all rows. bf16: rows become float (chain.h).
+// int8 and int4: vpdpbusd takes one unsigned operand, the activations, moved up by 128 by each thread; what that adds is
+// 128 * colsum. int4 panels are unpacked to int8, once for a batch of rows. bf16: rows become float (chain.h).
 #include <algorithm>
 
 #include "kernels/avx512/dpbusd.h"
@@ -14,8 +14,6 @@
 
 namespace trivet::avx512 {
 namespace {
-
-constexpr size_t kMovedBytes = 512 * 1024;  // of rows that are moved up at once, half of Zen 4's L2
 
 template <int R, int P>
 TRIVET_INLINE void finish_sums(const Linear& w, const Rows& x, size_t row, size_t panel, const __m512i (&acc)[R][P], const Output& out) {
@@ -46,7 +44,7 @@ void block(const Linear& w, const Rows& x, size_t row, size_t panel, const uint8
   for (size_t line = 0; line < w.kp / 4; line += 4)
 #pragma GCC unroll 4
     for (size_t part = 0; part < 4; ++part) {
-      ahead.at(line + part, part % 2);
+      ahead.ask(part % 2);
       __m512i v[P];
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) v[p] = _mm512_load_si512(codes + 16 * p * w.kp + 64 * (line + part));
@@ -62,41 +60,40 @@ void block(const Linear& w, const Rows& x, size_t row, size_t panel, const uint8
   finish_sums<R, P>(w, x, row, panel, acc, out);
 }
 
-// Rows pass at least twice through two panels: the first time they wait for memory, and each time they ask for a share of
-// the next panels. As many rows at once as stay in L2.
+// Rows in batches that leave half of an L2 of 1 MiB to the panels; of int4 twice as many, since each batch unpacks the panels
+// again. A batch of int8 passes at least twice through two panels: the first time it waits for memory.
 template <bool kUnpack>
 void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
 #define TRIVET_BLOCK(R) {block<R, 1>, block<R, 2>},
   static constexpr decltype(&block<1, 1>) table[][2] = {TRIVET_EACH_ROWS(TRIVET_BLOCK)};
 #undef TRIVET_BLOCK
-  uint8_t* unpacked = scratch + std::max(kMovedBytes, 64 * w.kp);
-  const size_t most = std::max<size_t>(kMovedBytes / w.kp / 8 * 8, 64);
-  for (size_t first = 0; first < x.num; first += most) {
-    const Rows moved = moved_up(x.part(first, std::min(first + most, x.num), LinearKind::kI8), scratch);
+  uint8_t* unpacked = scratch + prepared_bytes(w.kp);
+  for_runs(x.num, prepared_bytes(w.kp) / w.kp / (kUnpack ? 1 : 2), [&](size_t first, size_t num, size_t batch, size_t batches) {
+    const Rows moved = moved_up(x.part(first, first + num, LinearKind::kI8), scratch);
     const Output to = out.from_row(first);
     for (size_t p = begin; p < end; p += 2) {
-      const size_t width = std::min<size_t>(end - p, 2);
+      const size_t width = std::min<size_t>(end - p, 2), after = p + 2 < end ? p + 2 : begin;
       if (kUnpack) unpack_i4(w, p, width, unpacked);
       const uint8_t* codes = kUnpack ? unpacked : w.codes + p * w.panel_bytes();
-      const uint8_t* next = w.codes + (p + 2) * w.panel_bytes();
-      for_runs(moved.num, std::min((moved.num + 1) / 2, Unit::kMostRows), [&](size_t row, size_t length, size_t run, size_t runs) {
+      const uint8_t* next = after == begin && batch + 1 == batches ? nullptr : w.codes + after * w.panel_bytes();
+      for_runs(num, kUnpack ? Unit::kMostRows : std::min((num + 1) / 2, Unit::kMostRows), [&](size_t row, size_t length, size_t run, size_t runs) {
         table[length - 1][width - 1](w, moved, row, p, codes, Ahead::share(next, w.panel_bytes(), run, runs), to);
       });
     }
-  }
+  });
 }
 
-// R rows that stand at `wide` as floats, against one panel or two: the run-th run of rows of `runs` to do so.
+// R rows that stand at `wide` as floats, against one panel or two: the run-th run of rows of `runs` to do so, which bring in
+// what is at `next`.
 template <int R>
 void block_bf16(const Linear& w, const Rows& x, size_t row, const float* wide, size_t ld, size_t panel, size_t panels,
-                size_t run, size_t runs, const Output& out) {
+                const uint8_t* next, size_t run, size_t runs, const Output& out) {
   alignas(64) float sums[R * 32];
   for (size_t p = 0; p < panels; ++p) {
     const uint8_t* codes = w.codes + (panel + p) * w.panel_bytes();
-    const uint8_t* next = w.codes + (panel + 2) * w.panel_bytes();
     Ahead ahead = Ahead::share(next, w.panel_bytes(), 2 * run + p, 2 * runs);
     const auto at = [&](size_t i, int j, int) {
-      ahead.at(16 * i + size_t(j), j % 2);
+      ahead.ask(j % 2);
       return codes + 1024 * i + 64 * size_t(j);
     };
     chain<Unit, false, R, 1>(wide, ld, at, w.kp / 32, sums + 16 * p, 32);
@@ -133,10 +130,12 @@ void many_rows_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, co
       const size_t num = std::min(x.num - row, kRowsAtOnce);
       for (size_t r = 0; r < num; ++r)
         widen<Unit>(static_cast<const uint16_t*>(x.data) + (row + r) * x.kp, w.kp, wide + r * ld);
-      for (size_t p = first; p < last; p += 2)
+      for (size_t p = first; p < last; p += 2) {
+        const uint8_t* next = p + 2 < end ? w.codes + (p + 2) * w.panel_bytes() : nullptr;
         for_runs(num, Unit::kMostRows, [&](size_t r, size_t length, size_t run, size_t runs) {
-          table[length - 1](w, x, row + r, wide + r * ld, ld, p, std::min<size_t>(last - p, 2), run, runs, out);
+          table[length - 1](w, x, row + r, wide + r * ld, ld, p, std::min<size_t>(last - p, 2), next, run, runs, out);
         });
+      }
     }
   }
 }

@@ -46,13 +46,11 @@ void few(const Linear& w, const Rows& x, size_t row, size_t panel, const Output&
   });
 }
 
-// `run` of `runs`: each brings a share of the next two panels into L2.
 template <int R, int P>
-void many(const Linear& w, const Rows& x, size_t row, size_t panel, size_t run, size_t runs, const Output& out) {
+void many(const Linear& w, const Rows& x, size_t row, size_t panel, Ahead ahead, const Output& out) {
   fetch_outputs<R, P>(out, row, panel);
-  Ahead ahead = Ahead::share(w.codes + (panel + 2) * w.panel_bytes(), w.panel_bytes(), run, runs);
-  block<R, P>(w, x, row, panel, out, [&](const uint8_t*, size_t i, size_t j, int p) {
-    if (p == 0) ahead.at(16 * i + j, j % 2);
+  block<R, P>(w, x, row, panel, out, [&](const uint8_t*, size_t, size_t j, int p) {
+    if (p == 0) ahead.ask(j % 2);
   });
 }
 
@@ -75,10 +73,12 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
   static constexpr decltype(&many<1, 1>) table[][2] = {TRIVET_BLOCK(1) TRIVET_BLOCK(2) TRIVET_BLOCK(3) TRIVET_BLOCK(4)
                                                        TRIVET_BLOCK(5) TRIVET_BLOCK(6) TRIVET_BLOCK(7) TRIVET_BLOCK(8)};
 #undef TRIVET_BLOCK
-  for (size_t p = begin; p < end; p += 2)
+  for (size_t p = begin; p < end; p += 2) {
+    const uint8_t* next = p + 2 < end ? w.codes + (p + 2) * w.panel_bytes() : nullptr;
     for_runs(x.num, std::min((x.num + 1) / 2, kMostRows), [&](size_t row, size_t length, size_t run, size_t runs) {
-      table[length - 1][end - p < 2 ? 0 : 1](w, x, row, p, run, runs, out);
+      table[length - 1][end - p < 2 ? 0 : 1](w, x, row, p, Ahead::share(next, w.panel_bytes(), run, runs), out);
     });
+  }
 }
 
 }  // namespace

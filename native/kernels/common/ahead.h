@@ -11,20 +11,20 @@ namespace trivet {
 namespace {
 
 struct Ahead {
-  const uint8_t *first, *first_end, *second, *second_end;  // two streams: one does not fill the memory's queue
+  const uint8_t *line, *end;  // of the first of two streams: one does not fill the memory's queue
+  size_t panel_bytes;         // from a line of the first to that of the second
 
-  // Part `part` of `parts` that the two panels from `next` on are cut into: no line is left out, none asked for twice.
+  // Part `part` of `parts` that the two panels at `next` are cut into, by whole lines. next: null if there is nothing to ask for.
   TRIVET_INLINE Ahead share(const uint8_t* next, size_t panel_bytes, size_t part, size_t parts) {
-    const size_t lines = panel_bytes / 64;
-    const uint8_t *from = next + lines * part / parts * 64, *to = next + lines * (part + 1) / parts * 64;
-    return {from, to, from + panel_bytes, to + panel_bytes};
+    const size_t lines = next ? panel_bytes / 64 : 0;
+    return {next + lines * part / parts * 64, next + lines * (part + 1) / parts * 64, panel_bytes};
   }
-  // The next line of one stream, by turns, until its share is through. odd: known to the compiler where loops are unrolled.
-  [[gnu::always_inline]] inline void at(size_t /*step*/, bool odd) {
-    const uint8_t*& line = odd ? second : first;
-    if (line >= (odd ? second_end : first_end)) return;
-    _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T1);
-    line += 64;
+  // Asks for a line of one stream, by turns, until the share is through: a pass wants two calls for each line of it, or the last
+  // are left out. odd: known to the compiler where loops are unrolled.
+  [[gnu::always_inline]] inline void ask(bool odd) {
+    if (line >= end) return;
+    _mm_prefetch(reinterpret_cast<const char*>(odd ? line + panel_bytes : line), _MM_HINT_T1);
+    if (odd) line += 64;
   }
 };
 
