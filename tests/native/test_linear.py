@@ -159,7 +159,7 @@ def test_every_tier_writes_the_same_whatever_follows_the_product(kind: str, n: i
 @pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
 @pytest.mark.parametrize("n,k,num", [(96, 8200, 150), (80, 3000, 350)])
 def test_every_tier_takes_rows_in_batches(kind: str, n: int, k: int, num: int) -> None:
-    """What is prepared at once: 63 rows of 8,200 int8 numbers, 127 of int4, 174 and 348 of 3,000 (kernels.h). 80 outputs are an odd number of panels."""
+    """63 rows of 8,200 numbers go at once in int8, 127 in int4; 174 and 348 of 3,000. 80 outputs: panels are odd."""
     case, bias = Case(kind, n, k, num), np.linspace(-9, 9, n).astype(np.float32)
     before = _core.isa()
 
