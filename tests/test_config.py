@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trivet.config import SchedulerConfig, ServerConfig
+from trivet.config import CacheConfig, SchedulerConfig, ServerConfig
 from trivet.errors import ConfigError
 
 NAN, INF = float("nan"), float("inf")
@@ -22,6 +22,8 @@ NAN, INF = float("nan"), float("inf")
         (ServerConfig, "max_body_bytes", 0, "`server.max_body_bytes` is 0, but it must be 1 or more"),
         (ServerConfig, "max_bodies_bytes", 100, "`server.max_bodies_bytes` is 100, but it must be 16777216 or more"),
         (ServerConfig, "max_connections", 0, "`server.max_connections` is 0, but it must be 1 or more"),
+        (CacheConfig, "memory_bytes", "2GiB", "`cache.memory_bytes` is '2GiB', but it must be a whole number"),
+        (SchedulerConfig, "max_num_seqs", 1.5, "`scheduler.max_num_seqs` is 1.5, but it must be a whole number"),
         (ServerConfig, "api_keys", ("a", ""), "`server.api_keys` has a key that is empty, or begins or ends"),
         (ServerConfig, "api_keys", (" a",), "`server.api_keys` has a key that is empty, or begins or ends"),
         (SchedulerConfig, "max_wait_s", NAN, "`scheduler.max_wait_s` is nan, but it must be above 0 seconds"),

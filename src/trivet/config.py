@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from trivet.errors import ConfigError
@@ -27,8 +28,12 @@ def _check_word(where: str, value: str, kind: Any) -> None:
         raise ConfigError(f"`{where}` is {value!r}, but it must be one of {', '.join(get_args(kind))}")
 
 
-def _check_at_least(where: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
+def _check_at_least(where: str, value: Any, least: int) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Integral):  # from Python anything may come, such as "2GiB"
+        raise ConfigError(f"`{where}` is {value!r}, but it must be a whole number, {least} or more")
+    if value < least:
         raise ConfigError(f"`{where}` is {value}, but it must be {least} or more")
 
 
