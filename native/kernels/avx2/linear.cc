@@ -301,7 +301,7 @@ void linear(const Linear& w, const Rows& x, size_t begin, size_t end, const Outp
       kind.prepare(row, num);
       for (size_t p = first; p < last; p += 2) {
         const size_t panels = std::min<size_t>(last - p, 2);
-        const uint8_t* next = w.codes + (p + 2 < end ? p + 2 : begin) * w.panel_bytes();
+        const uint8_t* next = w.codes + (p + 2 < end ? p + 2 : p) * w.panel_bytes();  // at the end, what is there
         for_runs(num, Unit::kMostRows, [&](size_t at, size_t length, size_t run, size_t runs) {
           by_rows[length - 1](kind, w, x, row + at, at, p, panels, next, run, runs, out);
         });

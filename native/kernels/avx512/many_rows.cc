@@ -60,8 +60,8 @@ void block(const Linear& w, const Rows& x, size_t row, size_t panel, const uint8
   finish_sums<R, P>(w, x, row, panel, acc, out);
 }
 
-// Rows in batches that leave half of an L2 of 1 MiB to the panels; of int4 twice as many, since each batch unpacks the panels
-// again. A batch of int8 passes at least twice through two panels: the first time it waits for memory.
+// Rows in batches of half an L2 of 1 MiB, or of 32; of int4 twice as many, since each batch unpacks the panels again. A batch of
+// int8 passes at least twice through two panels: the first time it waits for memory.
 template <bool kUnpack>
 void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
 #define TRIVET_BLOCK(R) {block<R, 1>, block<R, 2>},
@@ -76,7 +76,8 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
       if (kUnpack) unpack_i4(w, p, width, unpacked);
       const uint8_t* codes = kUnpack ? unpacked : w.codes + p * w.panel_bytes();
       const uint8_t* next = after == begin && batch + 1 == batches ? nullptr : w.codes + after * w.panel_bytes();
-      for_runs(num, kUnpack ? Unit::kMostRows : std::min((num + 1) / 2, Unit::kMostRows), [&](size_t row, size_t length, size_t run, size_t runs) {
+      const size_t most = kUnpack ? Unit::kMostRows : std::min((num + 1) / 2, Unit::kMostRows);
+      for_runs(num, most, [&](size_t row, size_t length, size_t run, size_t runs) {
         table[length - 1][width - 1](w, moved, row, p, codes, Ahead::share(next, w.panel_bytes(), run, runs), to);
       });
     }
@@ -115,7 +116,7 @@ void many_rows_i4(const Linear& w, const Rows& x, size_t begin, size_t end, cons
   many_rows<true>(w, x, begin, end, out, scratch);
 }
 
-// Rows by sixteen, which is what scratch holds of them; panels by groups that stay in L2 while all rows pass.
+// Rows by sixteen, widened; panels by groups that stay in L2 while all rows pass.
 void many_rows_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
 #define TRIVET_BLOCK(R) block_bf16<R>,
   static constexpr decltype(&block_bf16<1>) table[] = {TRIVET_EACH_ROWS(TRIVET_BLOCK)};
