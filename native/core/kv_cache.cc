@@ -5,6 +5,10 @@
 #include <new>
 
 namespace trivet {
+namespace {
+constexpr size_t kHugePage = size_t(2) << 20;
+}
+
 KvCache::KvCache(const std::vector<KvShape>& layers, size_t num_blocks, size_t block_size, bool int8)
     : num_blocks_(num_blocks), block_size_(block_size), int8_(int8) {
   for (const KvShape& shape : layers) {
@@ -13,13 +17,16 @@ KvCache::KvCache(const std::vector<KvShape>& layers, size_t num_blocks, size_t b
     block_bytes_ += head_bytes * shape.num_kv_heads;
   }
   block_bytes_ += kBlockPadBytes;
-  mapped_ = bytes();
+  mapped_ = bytes() + kHugePage;
   void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
-  base_ = static_cast<uint8_t*>(p);
+  map_ = static_cast<uint8_t*>(p);
+  base_ = map_ + (kHugePage - reinterpret_cast<uintptr_t>(map_) % kHugePage) % kHugePage;
+  // A run of keys is four small pages, and each would be looked up anew in every step. Where there are none, small ones do.
+  madvise(base_, bytes(), MADV_HUGEPAGE);
 }
 
-KvCache::~KvCache() { munmap(base_, mapped_); }
+KvCache::~KvCache() { munmap(map_, mapped_); }
 
 void KvCache::touch(size_t begin, size_t end) const {
   constexpr size_t kPage = 4096;

@@ -44,7 +44,7 @@ class KvCache {
   std::vector<Layer> layers_;
   size_t num_blocks_, block_size_, block_bytes_ = 0, mapped_ = 0;
   bool int8_;
-  uint8_t* base_ = nullptr;
+  uint8_t *map_ = nullptr, *base_ = nullptr;
 };
 
 }  // namespace trivet

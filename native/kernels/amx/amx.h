@@ -11,6 +11,8 @@ namespace trivet {
 inline void stored() { asm volatile("" : : : "memory"); }
 }  // namespace trivet
 
+#define TRIVET_INLINE_MEMBER [[gnu::always_inline]] inline
+
 namespace trivet::amx {
 
 void linear_i8(const Linear&, const Rows&, size_t, size_t, const Output&, uint8_t*);

@@ -21,8 +21,6 @@ namespace {
       _tile_dpbf16ps(c, a, b);    \
   } while (0)
 
-#define TRIVET_INLINE_MEMBER [[gnu::always_inline]] inline
-
 template <bool kInt8>
 using Acc = std::conditional_t<kInt8, vi, vf>;
 

@@ -1,6 +1,7 @@
 // The amx tier: attention on bf16 tiles, and the tile state of a thread.
 #include "kernels/amx/amx.h"
 #include "kernels/amx/tiles.h"
+#include "kernels/amx/woven.h"
 #include "kernels/avx512/code_products.h"
 #include "kernels/common/table.h"
 #include "kernels/tables.h"
@@ -128,9 +129,19 @@ struct TileCodes {
   }
 };
 
+void attend(const AttendItem& it, float* out, float* row_max, float* row_sum, uint8_t* scratch) {
+  if (it.num_rows > 16)
+    return (it.kv.int8 ? attend_woven_as<WovenCodes> : attend_woven_as<WovenHalves>)(it, out, row_max, row_sum, scratch);
+  attend_item<TileHalves, TileCodes>(it, out, row_max, row_sum, scratch);
+}
+
 }  // namespace
 
-Kernels amx_table() { return make_table<TileHalves, TileCodes>("amx", amx::linear_bf16, amx::linear_i8, amx::linear_i4); }
+Kernels amx_table() {
+  Kernels table = make_table<TileHalves, TileCodes>("amx", amx::linear_bf16, amx::linear_i8, amx::linear_i4);
+  table.attend = attend;
+  return table;
+}
 
 #ifdef TRIVET_EMULATE_TILES
 

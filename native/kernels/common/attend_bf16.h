@@ -55,6 +55,7 @@ class Bf16Kv {
   }
   vf score(size_t r, size_t j) const { return load(s_ + r * kKeyStep + j); }
   void put_weights(size_t r, size_t j, const vf& e) { store_bf16_quick(w_ + r * kKeyStep + j, e); }
+  void put_weights(size_t r, size_t j, const vf& e, const vf& more) { store_bf16_quick(w_ + r * kKeyStep + j, e, more); }
   void skip_row(size_t r, size_t keys) { std::memset(w_ + r * kKeyStep, 0, 2 * keys); }
   void finish_row(size_t r, size_t seen, size_t keys, float a, float* out) {
     if (seen < keys) std::memset(w_ + r * kKeyStep + seen, 0, 2 * (keys - seen));

@@ -41,6 +41,24 @@ struct Operand {
       __builtin_memcpy(row + length + k, &l, 16);
     }
   }
+  // Numbers k..k + 63: x + 12582912 in float, whose low 16 bits they are.
+  void put(size_t r, size_t k, const vf (&x)[4]) const {
+#ifdef __AVX512BW__
+    if constexpr (!kWords) {  // the high byte of x + 128, and the low byte of x, which is that of x + 128 with its first bit turned
+      const __m512i half = _mm512_set1_epi32(128), low16 = _mm512_set1_epi32(0xffff), low8 = _mm512_set1_epi16(0xff);
+      const auto words = [&](const vf& v) { return _mm512_and_si512(_mm512_add_epi32((__m512i)v, half), low16); };
+      const __m512i a = _mm512_packus_epi32(words(x[0]), words(x[1])), b = _mm512_packus_epi32(words(x[2]), words(x[3]));
+      const __m512i low = _mm512_packus_epi16(_mm512_and_si512(a, low8), _mm512_and_si512(b, low8));
+      const __m512i high = _mm512_packus_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8));
+      const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);  // packed lane by lane
+      uint8_t* row = at + r * row_bytes() + k;
+      _mm512_storeu_si512(row, _mm512_permutexvar_epi32(order, high));
+      _mm512_storeu_si512(row + length, _mm512_xor_si512(_mm512_permutexvar_epi32(order, low), _mm512_set1_epi8(-128)));
+      return;
+    }
+#endif
+    for (size_t i = 0; i < 4; ++i) put(r, k + 16 * i, (as_int(x[i]) << 16) >> 16);
+  }
   void clear(size_t r, size_t begin, size_t end) const {
     uint8_t* row = at + r * row_bytes();
     if constexpr (kWords) {
@@ -52,12 +70,56 @@ struct Operand {
   }
 };
 
-// 128 times the sum of all lanes, modulo 2^32: it is that of numbers without NaN.
-TRIVET_INLINE int32_t moved_by(const vu& x) {
-  uint32_t a[16], sum = 0;
-  __builtin_memcpy(a, &x, 64);
-  for (uint32_t lane : a) sum += lane;
-  return int32_t(sum << 7);
+// A row of n numbers from(k), the largest of magnitude `most`, as numbers of 16 bits.
+struct Numbers {
+  float scale;
+  int32_t moved;  // 128 times their sum
+};
+template <class To, class From>
+TRIVET_INLINE Numbers put_numbers(const To& to, size_t r, size_t n, float most, From&& from) {
+  const float inverse = most > 1e-30f ? float(kMost16) / most : 0.0f;
+  const auto moved_up = [&](size_t k) { return from(k) * inverse + 12582912.0f; };  // rounded, half to even, in the low bits
+  vu total{};
+  size_t k = 0;
+  for (; k + 64 <= n; k += 64) {
+    vf x[4];
+    for (size_t i = 0; i < 4; ++i) {
+      x[i] = moved_up(k + 16 * i);
+      total = total + (vu)as_int(x[i]);
+    }
+    to.put(r, k, x);
+  }
+  for (; k < n; k += 16) {
+    const vi x = as_int(moved_up(k));
+    total = total + (vu)x;
+    to.put(r, k, (x << 16) >> 16);
+  }
+  const uint32_t all = sum(total) - uint32_t(n) * 0x4b400000u;  // modulo 2^32: it is that of numbers without NaN
+  return {most / float(kMost16), int32_t(all << 7)};
+}
+template <class To>
+TRIVET_INLINE Numbers put_query(const To& to, size_t r, const uint16_t* q, size_t pp) {
+  vi top{};  // as in `quantize`: a NaN is above all, and ends up in the scale
+  for (size_t p = 0; p < pp; p += 16) top = max(top, as_int(abs(load(q + p))));
+  const Numbers numbers = put_numbers(to, r, pp, as_float(vi{} + max_lane(top))[0], [&](size_t p) { return load(q + p); });
+  if (pp < to.length) to.clear(r, pp, to.length);
+  return numbers;
+}
+template <class To>
+TRIVET_INLINE Numbers put_weights_of_row(const To& to, size_t r, const float* x, size_t seen, size_t keys) {
+  vf top = load(x);
+  for (size_t j = 16; j < seen; j += 16) top = max(top, load(x + j));
+  const Numbers numbers = put_numbers(to, r, seen, max_lane(top), [&](size_t j) { return load(x + j); });
+  const size_t end = (keys + 63) / 64 * 64;
+  if (seen < end) to.clear(r, seen, end);
+  return numbers;
+}
+// dot: sum of products with codes moved up.
+TRIVET_INLINE vf score_of(const vi& dot, const Numbers& query, const float* key_scales) {
+  return (to_float(dot - query.moved) * query.scale) * load(key_scales);
+}
+TRIVET_INLINE void add_weighted(const vi& dot, const Numbers& weights, float decay, float* out) {
+  store(out, load(out) * decay + to_float(dot - weights.moved) * weights.scale);
 }
 
 // Where things stand in the scratch of a thread; every part is a multiple of 64 bytes.
@@ -93,7 +155,7 @@ class Int8Kv {
         q_{scratch + part.queries, (it.kv.pp + 63) / 64 * 64},
         o_(reinterpret_cast<int32_t*>(scratch + part.sums)),
         memory_(scratch + part.memory) {
-    for (size_t r = 0; r < it.num_rows; ++r) take_query(r);
+    for (size_t r = 0; r < it.num_rows; ++r) query_[r] = put_query(q_, r, it.q + r * it.kv.pp, it.kv.pp);
   }
   Int8Kv(const AttendItem& it, uint8_t* scratch) : Int8Kv(it, scratch, Int8Scratch(it.kv.pp)) {}
 
@@ -104,30 +166,21 @@ class Int8Kv {
     std::memcpy(value_scale_ + 32 * i, run.value_scales, 128);
   }
   vf score(size_t r, size_t j) const {
-    const vi dot = load(reinterpret_cast<const int32_t*>(s_) + r * kKeyStep + j) - moved_[r];
-    return (to_float(dot) * scale_[r]) * load(key_scale_ + j);
+    return score_of(load(reinterpret_cast<const int32_t*>(s_) + r * kKeyStep + j), query_[r], key_scale_ + j);
   }
   void put_weights(size_t r, size_t j, const vf& e) { store(s_ + r * kKeyStep + j, e * load(value_scale_ + j)); }
+  void put_weights(size_t r, size_t j, const vf& e, const vf& more) {
+    put_weights(r, j, e);
+    put_weights(r, j + 16, more);
+  }
   void skip_row(size_t r, size_t keys) {
     w_.clear(r, 0, (keys + 63) / 64 * 64);
     is_seen_[r] = false;
   }
   void finish_row(size_t r, size_t seen, size_t keys, float a, float*) {
-    const float* x = s_ + r * kKeyStep;
-    vf top = load(x);
-    for (size_t j = 16; j < seen; j += 16) top = max(top, load(x + j));
-    const float most = max_lane(top), inverse = most > 1e-30f ? float(kMost16) / most : 0.0f;
-    vu sum{};
-    for (size_t j = 0; j < seen; j += 16) {
-      const vi w = to_int(round_even(load(x + j) * inverse));
-      sum = sum + (vu)w;
-      w_.put(r, j, w);
-    }
-    w_.clear(r, seen, (keys + 63) / 64 * 64);
+    weights_[r] = put_weights_of_row(w_, r, s_ + r * kKeyStep, seen, keys);
     is_seen_[r] = true;
     decay_[r] = a;
-    weight_scale_[r] = most / float(kMost16);
-    weights_moved_[r] = moved_by(sum);
   }
   void add_values(const Run* runs, size_t num, float* out, const RunsAhead& ahead) {
     const size_t pp = it_.kv.pp;
@@ -136,39 +189,19 @@ class Int8Kv {
     Products::values(it_.num_rows, w_, values, num, pp, o_, ahead, memory_);
     for (size_t r = 0; r < it_.num_rows; ++r) {
       if (!is_seen_[r]) continue;
-      for (size_t p = 0; p < pp; p += 16) {
-        const vf dot = to_float(load(o_ + r * pp + p) - weights_moved_[r]);
-        store(out + r * pp + p, load(out + r * pp + p) * decay_[r] + dot * weight_scale_[r]);
-      }
+      for (size_t p = 0; p < pp; p += 16) add_weighted(load(o_ + r * pp + p), weights_[r], decay_[r], out + r * pp + p);
     }
   }
 
  private:
-  void take_query(size_t r) {
-    const size_t pp = it_.kv.pp;
-    const uint16_t* q = it_.q + r * pp;
-    vi top{};  // as in `quantize`: a NaN is above all, and ends up in the scale
-    for (size_t p = 0; p < pp; p += 16) top = max(top, as_int(abs(load(q + p))));
-    const float most = as_float(vi{} + max_lane(top))[0], inverse = most > 1e-30f ? float(kMost16) / most : 0.0f;
-    vu sum{};
-    for (size_t p = 0; p < pp; p += 16) {
-      const vi x = to_int(round_even(load(q + p) * inverse));
-      sum = sum + (vu)x;
-      q_.put(r, p, x);
-    }
-    q_.clear(r, pp, q_.length);
-    scale_[r] = most / float(kMost16);
-    moved_[r] = moved_by(sum);
-  }
-
   const AttendItem& it_;
   float* s_;  // [kQueryTile][kKeyStep]: sums of products, then scores, then weights
   Operand<Products::kWords> w_, q_;
   int32_t* o_;  // [kQueryTile][Pp]
   uint8_t* memory_;
   float key_scale_[kKeyStep], value_scale_[kKeyStep];
-  float scale_[kQueryTile], decay_[kQueryTile], weight_scale_[kQueryTile];
-  int32_t moved_[kQueryTile], weights_moved_[kQueryTile];
+  Numbers query_[kQueryTile], weights_[kQueryTile];
+  float decay_[kQueryTile];
   bool is_seen_[kQueryTile];
 };
 

@@ -17,7 +17,7 @@
 //   float* row(r)                           [kKeyStep] floats that row r may use until its step is over
 //   multiply_keys(i, run, ahead)            the i-th run of a step, for all rows
 //   vf score(r, j)                          s of sixteen keys; may be stored where row(r) has them
-//   put_weights(r, j, e)                    e of sixteen keys, which may replace what row(r) has there
+//   put_weights(r, j, e[, more])            e of sixteen keys (of 32), which may replace what row(r) has there
 //   skip_row(r, keys)                       the row sees nothing of a step of that many keys
 //   finish_row(r, seen, keys, a, out)       all weights of a row that sees no more than `seen` of them are put
 //   add_values(runs, num, out, ahead)       o of all rows
@@ -31,11 +31,52 @@
 namespace trivet {
 namespace {
 
+// Weights of N times sixteen keys from j on, out of x = (s - m) c; adds them to `total`.
+template <size_t N, class Form>
+TRIVET_INLINE void weigh(Form& form, size_t r, size_t j, vf (&x)[N], vf& total) {
+  exp2(x);
+  for (size_t i = 0; i < N; ++i) total = total + x[i];
+  if constexpr (N % 2 == 0)
+    for (size_t i = 0; i < N; i += 2) form.put_weights(r, j + 16 * i, x[i], x[i + 1]);
+  else
+    for (size_t i = 0; i < N; ++i) form.put_weights(r, j + 16 * i, x[i]);
+}
+
+#ifdef __AVX512F__
+// Whether the row sees the whole step and its maximum stays: then that need not be found, and the row never leaves registers.
+template <class Form>
+TRIVET_INLINE bool take_whole_row(Form& form, size_t r, float c, float m, vf& total) {
+  constexpr size_t kVecs = kKeyStep / 16;
+  vf x[kVecs];
+  __mmask16 stays = 0xffff;
+#pragma GCC unroll 8
+  for (size_t i = 0; i < kVecs; ++i) {
+    x[i] = (form.score(r, 16 * i) - m) * c;
+    stays = _mm512_mask_cmp_ps_mask(stays, (__m512)x[i], (__m512)splat(8.0f), _CMP_LE_OQ);
+  }
+  if (stays != 0xffff) return false;
+#pragma GCC unroll 8
+  for (size_t i = 0; i < kVecs; i += 4) {
+    vf four[4] = {x[i], x[i + 1], x[i + 2], x[i + 3]};
+    weigh(form, r, 16 * i, four, total);
+  }
+  return true;
+}
+#else
+template <class Form>
+TRIVET_INLINE bool take_whole_row(Form&, size_t, float, float, vf&) { return false; }
+#endif
+
 // What row r makes of the scores of a step of `keys` keys, of which it sees the first `visible`.
 template <class Form>
 TRIVET_INLINE void take_scores(Form& form, size_t r, int64_t visible, size_t keys, float c, float* out, float* row_max, float* row_sum) {
   const size_t seen = visible <= 0 ? 0 : visible < int64_t(keys) ? (size_t(visible) + 15) / 16 * 16 : keys;
   if (seen == 0) return form.skip_row(r, keys);
+  vf total{};
+  if (visible >= int64_t(kKeyStep) && take_whole_row(form, r, c, row_max[r], total)) {
+    row_sum[r] += sum(total);
+    return form.finish_row(r, seen, keys, 1.0f, out);
+  }
   float* row = form.row(r);
   for (size_t j = 0; j < seen; j += 16) store(row + j, form.score(r, j));
   if (size_t(visible) < seen) {
@@ -48,11 +89,9 @@ TRIVET_INLINE void take_scores(Form& form, size_t r, int64_t visible, size_t key
   const float step_max = max_lane(m);
   const float old_max = row_max[r], new_max = (step_max - old_max) * c <= 8.0f ? old_max : step_max;  // NaN moves it
   const float a = old_max == new_max ? 1.0f : exp2(splat((old_max - new_max) * c))[0];
-  vf total{};
   for (size_t j = 0; j < seen; j += 16) {
-    const vf e = exp2((load(row + j) - new_max) * c);
-    total = total + e;
-    form.put_weights(r, j, e);
+    vf x[] = {(load(row + j) - new_max) * c};
+    weigh(form, r, j, x, total);
   }
   row_max[r] = new_max;
   row_sum[r] = row_sum[r] * a + sum(total);

@@ -119,7 +119,8 @@ TRIVET_INLINE T fold(const Lanes<T>& v, F&& f) {
   a = f(a, Quarter(__builtin_shufflevector(a, a, 2, 3, 2, 3)));
   return f(a, Quarter(__builtin_shufflevector(a, a, 1, 1, 3, 3)))[0];
 }
-TRIVET_INLINE float sum(const vf& v) {
+template <class T>
+TRIVET_INLINE T sum(const Lanes<T>& v) {
   return fold(v, [](auto a, auto b) { return a + b; });
 }
 template <class T>
@@ -167,7 +168,8 @@ TRIVET_INLINE vb low_bytes(const vi& x) { return __builtin_convertvector(x, vb);
   __builtin_shufflevector(v, v, (0 + n) % 16, (1 + n) % 16, (2 + n) % 16, (3 + n) % 16, (4 + n) % 16, (5 + n) % 16,      \
                           (6 + n) % 16, (7 + n) % 16, (8 + n) % 16, (9 + n) % 16, (10 + n) % 16, (11 + n) % 16,          \
                           (12 + n) % 16, (13 + n) % 16, (14 + n) % 16, (15 + n) % 16)
-TRIVET_INLINE float sum(vf v) {
+template <class V>
+TRIVET_INLINE auto sum(V v) {
   v = v + TRIVET_FOLD(v, 8);
   v = v + TRIVET_FOLD(v, 4);
   v = v + TRIVET_FOLD(v, 2);

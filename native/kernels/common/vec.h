@@ -34,17 +34,38 @@ TRIVET_INLINE vf round_even(const vf& x) { return (x + 12582912.0f) - 12582912.0
 // 2^x for x <= 126 (or NaN), relative error below 2^-22; exactly 1 at 0, exactly 0 at -127 and below, and between -127 and
 // -126 a denormal, which is 0 to all who read it. x = n + r with |r| <= 0.5, then 1 + r q(r) with q of degree 4 (least
 // largest relative error), whose exponent bits are moved by n. Adding 1.5 * 2^23 to x leaves n in the low bits.
-TRIVET_INLINE vf exp2(const vf& x) {
+// N at a time, step by step: the steps of one wait for each other.
+template <size_t N>
+TRIVET_INLINE void exp2(vf (&x)[N]) {
+  vf shifted[N], p[N];
+  const auto each = [](auto&& f) {
+#pragma GCC unroll 8
+    for (size_t i = 0; i < N; ++i) f(i);
+  };
+#ifdef __AVX512F__  // compares where the tile unit leaves a port free: beside it there is but one for products and maxima
+  __mmask16 above[N];
+  each([&](size_t i) { above[i] = _mm512_cmp_ps_mask((__m512)x[i], (__m512)splat(-127.0f), _CMP_NLE_UQ); });
+#else
   const vf bottom = splat(-127.0f);
-  const vf cut = select(bottom > x, bottom, x);  // in this order, NaN stays
-  const vf shifted = cut + 12582912.0f;
-  const vf r = cut - (shifted - 12582912.0f);
-  vf p = fma(r, splat(1.32647273e-3f), splat(9.67151299e-3f));
-  p = fma(p, r, splat(5.55073358e-2f));
-  p = fma(p, r, splat(2.40222424e-1f));
-  p = fma(p, r, splat(6.93147004e-1f));
-  p = fma(p, r, splat(1.0f));
-  return as_float((vi)((vu)as_int(p) + ((vu)as_int(shifted) << 23)));
+  each([&](size_t i) { x[i] = select(bottom > x[i], bottom, x[i]); });  // in this order, NaN stays
+#endif
+  each([&](size_t i) { shifted[i] = x[i] + 12582912.0f; });
+  each([&](size_t i) { x[i] = x[i] - (shifted[i] - 12582912.0f); });
+  each([&](size_t i) { p[i] = fma(x[i], splat(1.32647273e-3f), splat(9.67151299e-3f)); });
+  constexpr float kOthers[] = {5.55073358e-2f, 2.40222424e-1f, 6.93147004e-1f, 1.0f};
+#pragma GCC unroll 4
+  for (const float coefficient : kOthers)
+    each([&](size_t i) { p[i] = fma(p[i], x[i], splat(coefficient)); });
+#ifdef __AVX512F__
+  each([&](size_t i) { x[i] = (vf)_mm512_maskz_add_epi32(above[i], (__m512i)p[i], _mm512_slli_epi32((__m512i)shifted[i], 23)); });
+#else
+  each([&](size_t i) { x[i] = as_float((vi)((vu)as_int(p[i]) + ((vu)as_int(shifted[i]) << 23))); });
+#endif
+}
+TRIVET_INLINE vf exp2(const vf& x) {
+  vf one[] = {x};
+  exp2(one);
+  return one[0];
 }
 TRIVET_INLINE vf exp(const vf& x) { return exp2(min(x * kLog2E, splat(126.0f))); }  // cut: never infinite
 
@@ -89,6 +110,15 @@ TRIVET_INLINE void store_bf16_quick(uint16_t* p, const vf& x) {
   const vh h = low_halves((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 #endif
   __builtin_memcpy(p, &h, 32);
+}
+TRIVET_INLINE void store_bf16_quick(uint16_t* p, const vf& x, const vf& y) {  // y behind x
+#ifdef __AVX512BF16__  // takes as long as one alone
+  const __m512bh h = _mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+  __builtin_memcpy(p, &h, 64);
+#else
+  store_bf16_quick(p, x);
+  store_bf16_quick(p + 16, y);
+#endif
 }
 TRIVET_INLINE void store_bf16(uint16_t* p, const vf& x) {
   const vh h = low_halves((vu)bf16_bits(x));
