@@ -319,7 +319,7 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
   const size_t row_bytes = w.kp * (kInt8 ? 1 : 2), chunks = row_bytes / 64, panel_bytes = 16 * row_bytes;
   // The next two panels come into L2 while these are used; a single block of rows has no time for that.
   const size_t blocks = (x.num + 31) / 32, stream_bytes = w.panel_bytes() / 2, steps = chunks * blocks;
-  const size_t lines_a_step = blocks == 1 ? 0 : (stream_bytes / 64 + steps - 1) / steps;
+  const size_t lines_a_step = (stream_bytes / 64 + steps - 1) / steps;
   const uint8_t* a = static_cast<const uint8_t*>(x.data);
   uint8_t *c = scratch, *unpacked = scratch + 8192;
   Finisher<kInt8, kEpilogue> finisher(w, x, out);
@@ -340,7 +340,7 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
       stored();
       b = unpacked;
     }
-    const bool is_cold = !kUnpack && (blocks == 1 || p == begin);
+    const bool is_cold = !kUnpack && p == begin;
     const uint8_t* following = w.codes + (p + 2) * w.panel_bytes();
     Ahead next{following, following + (p + 2 < end ? stream_bytes : 0), stream_bytes, lines_a_step};
     for (size_t row = 0; row < x.num; row += 32, ++num_done) {
