@@ -4,11 +4,9 @@
 
 #include <new>
 
-namespace trivet {
-namespace {
-constexpr size_t kHugePage = size_t(2) << 20;
-}
+#include "core/buffer.h"
 
+namespace trivet {
 KvCache::KvCache(const std::vector<KvShape>& layers, size_t num_blocks, size_t block_size, bool int8)
     : num_blocks_(num_blocks), block_size_(block_size), int8_(int8) {
   for (const KvShape& shape : layers) {

@@ -88,11 +88,18 @@ TRIVET_INLINE void take_scores(Form& form, size_t r, int64_t visible, size_t key
   for (size_t j = 16; j < seen; j += 16) m = max(m, load(row + j));
   const float step_max = max_lane(m);
   const float old_max = row_max[r], new_max = (step_max - old_max) * c <= 8.0f ? old_max : step_max;  // NaN moves it
-  const float a = old_max == new_max ? 1.0f : exp2(splat((old_max - new_max) * c))[0];
-  for (size_t j = 0; j < seen; j += 16) {
-    vf x[] = {(load(row + j) - new_max) * c};
+  const bool is_first = old_max == -__builtin_inff();  // then o and l are 0, whatever they are multiplied with
+  const float a = old_max == new_max || is_first ? 1.0f : exp2(splat((old_max - new_max) * c))[0];
+  size_t j = 0;
+  const auto weigh_next = [&]<size_t N>(vf(&x)[N]) {
+    for (size_t i = 0; i < N; ++i) x[i] = (load(row + j + 16 * i) - new_max) * c;
     weigh(form, r, j, x, total);
-  }
+    j += 16 * N;
+  };
+#ifdef __AVX512F__
+  for (vf x[4]; j + 64 <= seen;) weigh_next(x);
+#endif
+  for (vf x[1]; j < seen;) weigh_next(x);
   row_max[r] = new_max;
   row_sum[r] = row_sum[r] * a + sum(total);
   form.finish_row(r, seen, keys, a, out);

@@ -43,7 +43,18 @@ void quantize(const X* x, size_t k, size_t kp, int8_t* out, float* scale) {
   const float absmax = as_float(vi{} + max_lane(top))[0];
   *scale = absmax / 127.0f;
   const float inverse = absmax > 1e-30f ? 127.0f / absmax : 0.0f;
-  for (i = 0; i < k; i += 16) {
+  i = 0;
+#ifdef __AVX512BW__  // the code is the low byte of x + 12582912
+  for (; i + 64 <= k; i += 64) {
+    const auto codes = [&](size_t j) {
+      return _mm512_and_si512((__m512i)(load(x + i + j) * inverse + 12582912.0f), _mm512_set1_epi32(0xff));
+    };
+    const __m512i low = _mm512_packus_epi32(codes(0), codes(16)), high = _mm512_packus_epi32(codes(32), codes(48));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);  // packed lane by lane
+    _mm512_storeu_si512(out + i, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
+  }
+#endif
+  for (; i < k; i += 16) {
     const vf v = k - i >= 16 ? load(x + i) : load_first(x + i, k - i);
     const vb b = low_bytes(to_int(round_even(v * inverse)));
     __builtin_memcpy(out + i, &b, 16);  // kp is a multiple of 64: in bounds
