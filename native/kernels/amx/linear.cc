@@ -3,6 +3,8 @@
 // All eight tile registers are 16 rows of 64 bytes: 0-3 accumulate, 4-5 hold activations, 6-7 weights. A packed tile of
 // 1 KiB is 16 outputs times 64 int8 (or 32 bf16) inputs, so int8 and bf16 differ only in the instruction. int4 panels
 // are unpacked to int8 first (w8 = m * q, exactly).
+#include <algorithm>
+
 #include "kernels/amx/amx.h"
 #include "kernels/amx/tiles.h"
 #include "kernels/avx512/unpack.h"
@@ -201,15 +203,15 @@ class Finisher {
   vf scale_[2];
 };
 
-// Lines that will be wanted later, some at each step of a product that computes from cache: four streams, since one brings
-// 7 GB/s and four 13.
+// Lines that will be wanted later, some at each step of a product that computes from cache: four streams, two of each panel,
+// since one brings 7 GB/s and four 13.
 struct Ahead {
-  const uint8_t *at, *end;  // of the first stream
-  size_t stream_bytes;      // from a line to that of the next stream
-  size_t num;               // lines of each stream at a step
+  const uint8_t *at, *end;          // of the first stream
+  size_t half_bytes, panel_bytes;  // from the first stream of a panel to its second, and to that of the next panel
+  size_t num;                       // lines of each stream at a step
   template <int kStream>
   TRIVET_INLINE_MEMBER void ask(size_t lines) const {
-    const char* line = reinterpret_cast<const char*>(at) + kStream * stream_bytes;
+    const char* line = reinterpret_cast<const char*>(at) + kStream / 2 * panel_bytes + kStream % 2 * half_bytes;
     for (size_t i = 0; i < lines; ++i) _mm_prefetch(line + 64 * i, _MM_HINT_T1);
   }
 };
@@ -264,13 +266,20 @@ TRIVET_INLINE void steps(Walk& walk, size_t count, F& finisher, Ahead& ahead) {
   walk.b = b;
 }
 
-// The whole block; its accumulators go to c, two panels of a row side by side.
+// The whole block; its accumulators go to c, two panels of a row side by side, or go on from there.
 template <bool kInt8, bool kCold, class F>
-TRIVET_INLINE void block_2x2(Walk walk, size_t chunks, uint8_t* c, F& finisher, Ahead& ahead) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+TRIVET_INLINE void block_2x2(Walk walk, size_t chunks, bool goes_on, uint8_t* c, F& finisher, Ahead& ahead) {
+  if (goes_on) {
+    _tile_loadd(0, c, 128);
+    _tile_loadd(1, c + 64, 128);
+    _tile_loadd(2, c + 2048, 128);
+    _tile_loadd(3, c + 2112, 128);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   size_t woven;
   if (chunks >= 32) {
     woven = finisher.left();
@@ -313,64 +322,82 @@ TRIVET_INLINE void finish_rows(const Linear& w, const Rows& x, size_t row, size_
   }
 }
 
-// More than 16 rows: two panels at a time against all rows, and a last odd panel.
+// Rows that leave no room in L2 are multiplied by slices of kSlice bytes, while the sums of a group of panels wait there.
+constexpr size_t kMostRowBytes = 1 << 20, kSlice = 1024, kMostBlocks = 16, kMostSums = 64, kMostPairs = 8;
+
+// 17 to 32 kMostBlocks rows: two panels at a time against all rows, and a last odd panel.
 template <bool kInt8, bool kUnpack, Epilogue kEpilogue>
 void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  const size_t row_bytes = w.kp * (kInt8 ? 1 : 2), chunks = row_bytes / 64, panel_bytes = 16 * row_bytes;
-  // The next two panels come into L2 while these are used; a single block of rows has no time for that.
-  const size_t blocks = (x.num + 31) / 32, stream_bytes = w.panel_bytes() / 2, steps = chunks * blocks;
-  const size_t lines_a_step = (stream_bytes / 64 + steps - 1) / steps;
+  const size_t row_bytes = w.kp * (kInt8 ? 1 : 2), panel_bytes = 16 * row_bytes, blocks = (x.num + 31) / 32;
+  const bool is_sliced = x.num * row_bytes > kMostRowBytes;
+  const size_t slice = is_sliced ? kSlice : row_bytes, pairs = is_sliced ? std::min(kMostSums / blocks, kMostPairs) : 1;
   const uint8_t* a = static_cast<const uint8_t*>(x.data);
-  uint8_t *c = scratch, *unpacked = scratch + 8192;
+  uint8_t *c = scratch, *unpacked = scratch + 4096 * kMostSums;
   Finisher<kInt8, kEpilogue> finisher(w, x, out);
-  size_t p = begin, num_done = 0;
-  for (; p + 2 <= end; p += 2) {
-    if (kUnpack && blocks == 1) {
-      uint8_t* sums = c + num_done++ % 2 * 4096;
-      block_i4<true>(a, row_bytes, w, p, chunks, unpacked, sums, [&] {
-        if (finisher.left() > 1) finisher.template some<2>();
-      });
-      finisher.rest();
-      finisher.begin(sums, 0, p);
-      continue;
-    }
-    const uint8_t* b = w.codes + p * panel_bytes;
-    if (kUnpack) {
-      unpack_i4(w, p, 2, unpacked);
-      stored();
-      b = unpacked;
-    }
-    const bool is_cold = !kUnpack && p == begin;
-    const uint8_t* following = w.codes + (p + 2) * w.panel_bytes();
-    Ahead next{following, following + (p + 2 < end ? stream_bytes : 0), stream_bytes, lines_a_step};
-    for (size_t row = 0; row < x.num; row += 32, ++num_done) {
-      uint8_t* sums = c + num_done % 2 * 4096;
-      Walk walk{a + row * row_bytes, b, row_bytes, panel_bytes, 64};
-      if (is_cold && row == 0) {
-        Ahead soon{b + kAhead, nullptr, 0, 0};
-        block_2x2<kInt8, true>(walk, chunks, sums, finisher, soon);
-      } else {
-        if (kInt8 && num_done % 2) {  // back through K: what was used last is still in L1 (int32 sums know no order)
-          walk.a += 64 * (chunks - 1);
-          walk.b += 1024 * (chunks - 1);
-          walk.step = -64;
+  // Weights of two panels from byte k of the rows on come into L2 while those before them are used.
+  const auto ahead_of_slice = [&](size_t panel, size_t k, size_t steps) {
+    const uint8_t* codes = w.codes + panel * w.panel_bytes() + w.panel_bytes() / row_bytes * k;
+    const size_t half = panel + 2 <= end ? w.panel_bytes() / row_bytes * std::min(slice, row_bytes - k) / 2 : 0;
+    return Ahead{codes, codes + half, half, w.panel_bytes(), (half / 64 + steps - 1) / steps};
+  };
+  const size_t even_end = begin + (end - begin) / 2 * 2;
+  size_t num_done = 0;
+  for (size_t group = begin, group_end; group < even_end; group = group_end) {
+    group_end = std::min(group + 2 * pairs, even_end);
+    for (size_t k = 0; k < row_bytes; k += slice) {
+      const size_t bytes = std::min(slice, row_bytes - k), chunks = bytes / 64;
+      const bool is_last = k + bytes == row_bytes;
+      for (size_t p = group; p < group_end; p += 2) {
+        uint8_t* const sums = c + (is_sliced ? (p - group) / 2 * blocks * 4096 : 0);
+        if (kUnpack && blocks == 1) {
+          uint8_t* to = c + num_done++ % 2 * 4096;
+          block_i4<true>(a, row_bytes, w, p, chunks, unpacked, to, [&] {
+            if (finisher.left() > 1) finisher.template some<2>();
+          });
+          finisher.rest();
+          finisher.begin(to, 0, p);
+          continue;
         }
-        block_2x2<kInt8, false>(walk, chunks, sums, finisher, next);
+        const uint8_t* b = w.codes + p * panel_bytes + 16 * k;
+        if (kUnpack) {
+          unpack_i4(w, p, 2, k, k + bytes, unpacked);
+          stored();
+          b = unpacked;
+        }
+        const size_t steps = chunks * blocks;
+        Ahead next = p + 2 < group_end ? ahead_of_slice(p + 2, k, steps)
+                     : is_last         ? ahead_of_slice(group_end, 0, steps)
+                                       : ahead_of_slice(group, k + bytes, steps);
+        for (size_t row = 0; row < x.num; row += 32, ++num_done) {
+          uint8_t* to = is_sliced ? sums + row / 32 * 4096 : c + num_done % 2 * 4096;
+          Walk walk{a + row * row_bytes + k, b, row_bytes, kUnpack ? 16 * bytes : panel_bytes, 64};
+          if (!kUnpack && p == begin && k == 0 && row == 0) {
+            Ahead soon{b + kAhead, nullptr, 0, 0, 0};
+            block_2x2<kInt8, true>(walk, chunks, false, to, finisher, soon);
+          } else {
+            if (kInt8 && num_done % 2) {  // back through K: what was used last is still in L1 (int32 sums know no order)
+              walk.a += 64 * (chunks - 1);
+              walk.b += 1024 * (chunks - 1);
+              walk.step = -64;
+            }
+            block_2x2<kInt8, false>(walk, chunks, k > 0, to, finisher, next);
+          }
+          if (is_last) finisher.begin(to, row, p);
+        }
       }
-      finisher.begin(sums, row, p);
     }
   }
   finisher.rest();
-  if (p == end) return;
-  const uint8_t* b = w.codes + p * panel_bytes;
+  if (even_end == end) return;
+  const uint8_t* b = w.codes + even_end * panel_bytes;
   if (kUnpack) {
-    unpack_i4(w, p, 1, unpacked);
+    unpack_i4(w, even_end, 1, unpacked);
     stored();
     b = unpacked;
   }
   for (size_t row = 0; row < x.num; row += 16) {
-    block_1x1<kInt8>(a + row * row_bytes, row_bytes, b, chunks, c);
-    finish_rows<kInt8>(w, x, row, p, c, 1, out);
+    block_1x1<kInt8>(a + row * row_bytes, row_bytes, b, row_bytes / 64, c);
+    finish_rows<kInt8>(w, x, row, even_end, c, 1, out);
   }
 }
 
@@ -401,12 +428,16 @@ void one_tile_of_rows(const Linear& w, const Rows& x, size_t begin, size_t end, 
 
 template <bool kInt8, bool kUnpack>
 void tiles(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  if (x.num <= 16) return one_tile_of_rows<kInt8, kUnpack>(w, x, begin, end, out, scratch);
-  switch (out.epilogue) {
-    case Epilogue::kStore: return many_rows<kInt8, kUnpack, Epilogue::kStore>(w, x, begin, end, out, scratch);
-    case Epilogue::kAdd: return many_rows<kInt8, kUnpack, Epilogue::kAdd>(w, x, begin, end, out, scratch);
-    case Epilogue::kStoreBf16: return many_rows<kInt8, kUnpack, Epilogue::kStoreBf16>(w, x, begin, end, out, scratch);
-    case Epilogue::kSiluMul: return many_rows<kInt8, kUnpack, Epilogue::kSiluMul>(w, x, begin, end, out, scratch);
+  for (size_t row = 0; row < x.num; row += 32 * kMostBlocks) {
+    const Rows part = x.part(row, std::min(row + 32 * kMostBlocks, x.num), w.kind);
+    const Output to = out.from_row(row);
+    if (part.num <= 16) return one_tile_of_rows<kInt8, kUnpack>(w, part, begin, end, to, scratch);
+    switch (out.epilogue) {
+      case Epilogue::kStore: many_rows<kInt8, kUnpack, Epilogue::kStore>(w, part, begin, end, to, scratch); break;
+      case Epilogue::kAdd: many_rows<kInt8, kUnpack, Epilogue::kAdd>(w, part, begin, end, to, scratch); break;
+      case Epilogue::kStoreBf16: many_rows<kInt8, kUnpack, Epilogue::kStoreBf16>(w, part, begin, end, to, scratch); break;
+      case Epilogue::kSiluMul: many_rows<kInt8, kUnpack, Epilogue::kSiluMul>(w, part, begin, end, to, scratch); break;
+    }
   }
 }
 

@@ -35,18 +35,19 @@ TRIVET_INLINE void unpack_tile(const uint8_t* code, const int8_t* m, uint8_t* ou
   }
 }
 
-// The same of `panels` panels.
-void unpack_i4(const Linear& w, size_t panel, size_t panels, uint8_t* out) {
+// The same of inputs [begin, end) of `panels` panels, one after the other.
+TRIVET_INLINE void unpack_i4(const Linear& w, size_t panel, size_t panels, size_t begin, size_t end, uint8_t* out) {
   for (size_t p = 0; p < panels; ++p) {
-    const uint8_t* code = w.codes + (panel + p) * w.panel_bytes();
-    const int8_t* m = w.multipliers + (panel + p) * (w.kp / 2);
-    for (size_t k = 0; k < w.kp; k += 64, code += 512, m += 32, out += 1024) {
+    const uint8_t* code = w.codes + (panel + p) * w.panel_bytes() + 8 * begin;
+    const int8_t* m = w.multipliers + (panel + p) * (w.kp / 2) + begin / 2;
+    for (size_t k = begin; k < end; k += 64, code += 512, m += 32, out += 1024) {
       _mm_prefetch(reinterpret_cast<const char*>(m + 512), _MM_HINT_T0);
       for (int j = 0; j < 8; ++j) _mm_prefetch(reinterpret_cast<const char*>(code + 64 * j + 4096), _MM_HINT_T0);
       unpack_tile(code, m, out);
     }
   }
 }
+TRIVET_INLINE void unpack_i4(const Linear& w, size_t panel, size_t panels, uint8_t* out) { unpack_i4(w, panel, panels, 0, w.kp, out); }
 
 }  // namespace
 }  // namespace trivet
