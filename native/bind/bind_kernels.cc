@@ -14,9 +14,23 @@ using namespace trivet;
 struct Free {
   void operator()(uint8_t* p) const { std::free(p); }
 };
-std::unique_ptr<uint8_t, Free> scratch(size_t bytes) {
-  return std::unique_ptr<uint8_t, Free>(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-}
+// Scratch with a line behind it by which it is seen if a kernel leaves it.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : bytes_(bytes), data_(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64))) {
+    std::fill_n(get(), bytes, uint8_t(0xff));
+    std::fill_n(get() + bytes, 64, kCanary);
+  }
+  uint8_t* get() const { return data_.get(); }
+  void check_end() const {
+    check(std::all_of(get() + bytes_, get() + bytes_ + 64, [](uint8_t b) { return b == kCanary; }), "the kernel wrote past its scratch");
+  }
+
+ private:
+  static constexpr uint8_t kCanary = 0xa5;
+  size_t bytes_;
+  std::unique_ptr<uint8_t, Free> data_;
+};
 
 // Number: float for the epilogues store and add, uint16_t (bf16) for store_bf16 and silu_mul.
 template <class Number>
@@ -56,14 +70,12 @@ void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const 
     w.bias = bias_array.data();
   }
   const Rows rows{num_rows, w.kp, x.data(), x_scales.data()};
-  const size_t bytes = linear_scratch_bytes(w.kp);
-  auto s = scratch(bytes + 64);
-  std::fill_n(s.get() + bytes, 64, uint8_t(0xa5));
+  const Scratch scratch(linear_scratch_bytes(w.kp));
   const FlushDenormals flush;
   tiles_begin();
-  kernels().linear[int(w.kind)](w, rows, 0, w.np / 16, {e, out.data(), out.shape(1)}, s.get());
+  kernels().linear[int(w.kind)](w, rows, 0, w.np / 16, {e, out.data(), out.shape(1)}, scratch.get());
   tiles_end();
-  check(std::all_of(s.get() + bytes, s.get() + bytes + 64, [](uint8_t b) { return b == 0xa5; }), "the kernel wrote past its scratch");
+  scratch.check_end();
 }
 
 template <class Number>
@@ -89,17 +101,17 @@ void attend(Array<const uint16_t, 2> q, Array<const int32_t, 1> position, Array<
   check(num > 0 && cuts(num - 1) > 0 && size_t(cuts(num - 1)) <= block_table.shape(0) * block_size, "cuts must end within the blocks");
   for (size_t i = 0; i + 1 < num; ++i)
     check(cuts(i) > 0 && cuts(i) < cuts(i + 1) && cuts(i) % int32_t(kKeyStep) == 0, "cuts must rise, all but the last by whole steps of 128 keys");
-  auto memory = scratch(attend_scratch_bytes(pp));
-  std::fill_n(memory.get(), attend_scratch_bytes(pp), uint8_t(0xff));
+  const Scratch scratch(attend_scratch_bytes(pp));
   const KvView view{const_cast<uint8_t*>(kv.data()), head_bytes, block_size, pp, int8};
   const FlushDenormals flush;
   tiles_begin();
   for (size_t i = 0, begin = 0; i < num; begin = size_t(cuts(i++))) {
     AttendItem item{q.data(), rows, position.data(), block_table.data(), view, scale, begin, size_t(cuts(i))};
     item.resume = i > 0;
-    kernels().attend(item, out.data(), row_max.data(), row_sum.data(), memory.get());
+    kernels().attend(item, out.data(), row_max.data(), row_sum.data(), scratch.get());
   }
   tiles_end();
+  scratch.check_end();
 }
 
 void write_kv(Array<uint8_t, 1> block, size_t block_size, size_t head_dim, bool int8, size_t slot, Array<const float, 2> keys,

@@ -144,7 +144,7 @@ struct Tiers {
     list.reserve(5);
     list.push_back({"baseline", baseline_table(), "baseline"});
     if (cpu_has_avx2()) take("avx2", avx2_table(), list[0].table);
-    // Intel's cores take two cycles for vdpbf16ps: half of what fma does, so there the tier stands below.
+    // Intel's Granite Rapids takes two cycles for vdpbf16ps, so it does less than fma: there the tier stands below.
     if (cpu_has_avx512_bf16() && !cpu_is_amd()) take("avx512_bf16", avx512_bf16_table(), pairs.table);
     if (cpu_has_avx512() && take("avx512", avx512_table(), list[0].table)) {
       if (cpu_has_avx512_bf16() && cpu_is_amd()) take("avx512_bf16", avx512_bf16_table(), pairs.table);

@@ -124,6 +124,16 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_cuts(isa: str, int8: boo
             assert bits(alone) == bits(p[rows] for p in whole), (pp, rows)
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("rows", [2, 20])
+def test_keys_past_the_last_looked_at_do_not_count(isa: str, rows: int, int8: bool) -> None:
+    """A row that sees more than it is given: as one that sees just those."""
+    cache = Cache(224, 64, int8)
+    q, _ = queries(rows, 224, 64)
+    got = cache.attend(q, np.full(rows, 223), [96])
+    assert bits(got) == bits(cache.attend(q, np.full(rows, 95), [96]))
+
+
 def test_sums_of_extremes_do_not_overflow(isa: str) -> None:
     """All codes 127 or -127, all queries as large as they get, all weights equal: int32 holds it at the widest head."""
     cache = Cache(256, 256, True, extreme=True)
@@ -145,14 +155,15 @@ def test_cuts_that_are_no_steps_are_refused(cuts: list[int]) -> None:
 
 @pytest.mark.parametrize("bad", [0x7FC0, 0x7F80, 0xFF80])  # NaN, infinity, -infinity
 @pytest.mark.parametrize("int8", [False, True])
-def test_a_query_that_is_no_number_harms_itself_alone(isa: str, int8: bool, bad: int) -> None:
+@pytest.mark.parametrize("rows", [6, 20, 32])
+def test_a_query_that_is_no_number_harms_itself_alone(isa: str, rows: int, int8: bool, bad: int) -> None:
     cache = Cache(200, 64, int8)
-    q, position = queries(6, 200, 64)
+    q, position = queries(rows, 200, 64)
     clean = cache.attend(q, position, [200])
     q[2, 5] = bad
     got = cache.attend(q, position, [200])
     assert not np.all(np.isfinite(got[0][2] / got[2][2]))
-    others = [0, 1, 3, 4, 5]
+    others = [r for r in range(rows) if r != 2]
     assert bits(p[others] for p in got) == bits(p[others] for p in clean)
 
 

@@ -40,10 +40,10 @@ sys.exit(pytest.main(sys.argv[1:]))
     return int(found[1])
 
 
-def test_products_and_golden_numbers() -> None:
+def test_products_attention_and_golden_numbers() -> None:
     """Those of the amx tier alone, and the comparisons of all tiers for every shape, row count and epilogue."""
-    wanted = ("-k", "amx or every_tier", "tests/native/test_linear.py", "tests/native/test_golden.py")
-    assert run_tests(*wanted) >= 60
+    files = (f"tests/native/test_{name}.py" for name in ("linear", "attention", "golden"))
+    assert run_tests("-k", "amx or every_tier", *files) >= 100
 
 
 @pytest.mark.slow

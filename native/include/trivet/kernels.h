@@ -58,8 +58,8 @@ struct Output {
   Output from_row(size_t t) const { return {epilogue, static_cast<uint8_t*>(data) + t * ld * (is_bf16() ? 2 : 4), ld}; }
 };
 
-// Scratch of a product: rows in the form that a tier multiplies, 1 MiB of them or, if that is more, 64 rows of bytes; and two
-// panels of int8.
+// Scratch of a product: rows in the form that a tier multiplies, 1 MiB of them or, if that is more, 64 rows of bytes (tiles keep sums
+// there); and two panels of int8.
 constexpr size_t prepared_bytes(size_t kp) { return 64 * kp > 1024 * 1024 ? 64 * kp : 1024 * 1024; }
 constexpr size_t linear_scratch_bytes(size_t kp) { return prepared_bytes(kp) + 32 * kp; }
 

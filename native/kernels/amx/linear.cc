@@ -121,19 +121,19 @@ TRIVET_INLINE void block_i4(const uint8_t* a, size_t lda, const Linear& w, size_
 template <bool kInt8, Epilogue kEpilogue>
 class Finisher {
  public:
-  Finisher(const Linear& w, const Rows& x, const Output& out) : w_(w), x_(x), out_(out), row_bytes_(out.ld * kItem) {}
+  Finisher(const Linear& w, const Rows& x, const Output& out) : w_(&w), x_(&x), out_(&out), row_bytes_(out.ld * kItem) {}
 
   // Rows [row, row + 32) of panels `panel` and `panel + 1`, whose accumulators stand at c as block_2x2 stores them.
   void begin(const uint8_t* c, size_t row, size_t panel) {
-    left_ = x_.num - row < 32 ? x_.num - row : 32;
-    if (w_.bias || w_.n < 16 * panel + 32) return with_care(c, row, panel);
+    left_ = x_->num - row < 32 ? x_->num - row : 32;
+    if (w_->bias || w_->n < 16 * panel + 32) return with_care(c, row, panel);
     c_ = c;
     to_ = place(row, panel);
-    const bool is_last = row + 32 >= x_.num;
+    const bool is_last = row + 32 >= x_->num;
     ahead_ = place(is_last ? 0 : row + 32, is_last ? panel + 2 : panel) - to_;
     if (kInt8) {
-      row_scale_ = x_.scales + row;
-      for (size_t p = 0; p < 2; ++p) scale_[p] = load(w_.scales + 16 * (panel + p));
+      row_scale_ = x_->scales + row;
+      for (size_t p = 0; p < 2; ++p) scale_[p] = load(w_->scales + 16 * (panel + p));
     }
   }
   size_t left() const { return left_; }
@@ -153,7 +153,7 @@ class Finisher {
 
   uint8_t* place(size_t row, size_t panel) const {
     const size_t column = kEpilogue == Epilogue::kSiluMul ? 8 * panel : 16 * panel;
-    return static_cast<uint8_t*>(out_.data) + (row * out_.ld + column) * kItem;
+    return static_cast<uint8_t*>(out_->data) + (row * out_->ld + column) * kItem;
   }
   TRIVET_INLINE_MEMBER void one() {
     Acc<kInt8> acc[2];
@@ -185,16 +185,16 @@ class Finisher {
     for (; left_ > 0; --left_, ++row, c += 128) {
       __builtin_memcpy(acc, c, 128);
       if constexpr (kEpilogue == Epilogue::kSiluMul)
-        finish_gate_up(w_, x_, panel, row, acc[0], acc[1], out_);
+        finish_gate_up(*w_, *x_, panel, row, acc[0], acc[1], *out_);
       else
-        for (size_t p = 0; p < 2; ++p) finish(w_, x_, panel + p, row, acc[p], out_);
+        for (size_t p = 0; p < 2; ++p) finish(*w_, *x_, panel + p, row, acc[p], *out_);
     }
   }
 
-  const Linear& w_;
-  const Rows& x_;
-  const Output& out_;
-  const size_t row_bytes_;
+  const Linear* w_;
+  const Rows* x_;
+  const Output* out_;
+  size_t row_bytes_;
   const uint8_t* c_ = nullptr;
   uint8_t* to_ = nullptr;
   ptrdiff_t ahead_ = 0;  // from a row to the same row of the next block
@@ -324,82 +324,120 @@ TRIVET_INLINE void finish_rows(const Linear& w, const Rows& x, size_t row, size_
 
 // Rows that leave no room in L2 are multiplied by slices of kSlice bytes, while the sums of a group of panels wait there.
 constexpr size_t kMostRowBytes = 1 << 20, kSlice = 1024, kMostBlocks = 16, kMostSums = 64, kMostPairs = 8;
+static_assert(4096 * kMostSums <= prepared_bytes(0), "sums and two unpacked panels fit the scratch");
 
 // 17 to 32 kMostBlocks rows: two panels at a time against all rows, and a last odd panel.
 template <bool kInt8, bool kUnpack, Epilogue kEpilogue>
-void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  const size_t row_bytes = w.kp * (kInt8 ? 1 : 2), panel_bytes = 16 * row_bytes, blocks = (x.num + 31) / 32;
-  const bool is_sliced = x.num * row_bytes > kMostRowBytes;
-  const size_t slice = is_sliced ? kSlice : row_bytes, pairs = is_sliced ? std::min(kMostSums / blocks, kMostPairs) : 1;
-  const uint8_t* a = static_cast<const uint8_t*>(x.data);
-  uint8_t *c = scratch, *unpacked = scratch + 4096 * kMostSums;
-  Finisher<kInt8, kEpilogue> finisher(w, x, out);
-  // Weights of two panels from byte k of the rows on come into L2 while those before them are used.
-  const auto ahead_of_slice = [&](size_t panel, size_t k, size_t steps) {
-    const uint8_t* codes = w.codes + panel * w.panel_bytes() + w.panel_bytes() / row_bytes * k;
-    const size_t half = panel + 2 <= end ? w.panel_bytes() / row_bytes * std::min(slice, row_bytes - k) / 2 : 0;
-    return Ahead{codes, codes + half, half, w.panel_bytes(), (half / 64 + steps - 1) / steps};
-  };
-  const size_t even_end = begin + (end - begin) / 2 * 2;
-  size_t num_done = 0;
-  for (size_t group = begin, group_end; group < even_end; group = group_end) {
-    group_end = std::min(group + 2 * pairs, even_end);
-    for (size_t k = 0; k < row_bytes; k += slice) {
-      const size_t bytes = std::min(slice, row_bytes - k), chunks = bytes / 64;
-      const bool is_last = k + bytes == row_bytes;
-      for (size_t p = group; p < group_end; p += 2) {
-        uint8_t* const sums = c + (is_sliced ? (p - group) / 2 * blocks * 4096 : 0);
-        if (kUnpack && blocks == 1) {
-          uint8_t* to = c + num_done++ % 2 * 4096;
-          block_i4<true>(a, row_bytes, w, p, chunks, unpacked, to, [&] {
-            if (finisher.left() > 1) finisher.template some<2>();
-          });
-          finisher.rest();
-          finisher.begin(to, 0, p);
-          continue;
-        }
-        const uint8_t* b = w.codes + p * panel_bytes + 16 * k;
-        if (kUnpack) {
-          unpack_i4(w, p, 2, k, k + bytes, unpacked);
-          stored();
-          b = unpacked;
-        }
-        const size_t steps = chunks * blocks;
-        Ahead next = p + 2 < group_end ? ahead_of_slice(p + 2, k, steps)
-                     : is_last         ? ahead_of_slice(group_end, 0, steps)
-                                       : ahead_of_slice(group, k + bytes, steps);
-        for (size_t row = 0; row < x.num; row += 32, ++num_done) {
-          uint8_t* to = is_sliced ? sums + row / 32 * 4096 : c + num_done % 2 * 4096;
-          Walk walk{a + row * row_bytes + k, b, row_bytes, kUnpack ? 16 * bytes : panel_bytes, 64};
-          if (!kUnpack && p == begin && k == 0 && row == 0) {
-            Ahead soon{b + kAhead, nullptr, 0, 0, 0};
-            block_2x2<kInt8, true>(walk, chunks, false, to, finisher, soon);
-          } else {
-            if (kInt8 && num_done % 2) {  // back through K: what was used last is still in L1 (int32 sums know no order)
-              walk.a += 64 * (chunks - 1);
-              walk.b += 1024 * (chunks - 1);
-              walk.step = -64;
-            }
-            block_2x2<kInt8, false>(walk, chunks, k > 0, to, finisher, next);
-          }
-          if (is_last) finisher.begin(to, row, p);
-        }
-      }
+class ManyRows {
+ public:
+  ManyRows(const Linear& w, const Rows& x, size_t end, const Output& out, uint8_t* scratch)
+      : w_(w),
+        x_(x),
+        out_(out),
+        end_(end),
+        row_bytes_(w.kp * (kInt8 ? 1 : 2)),
+        blocks_((x.num + 31) / 32),
+        a_(static_cast<const uint8_t*>(x.data)),
+        sums_(scratch),
+        unpacked_(scratch + 4096 * kMostSums),
+        finisher_(w, x, out) {}
+
+  void panels(size_t begin) {
+    const size_t even_end = begin + (end_ - begin) / 2 * 2;
+    if (kUnpack && blocks_ == 1)
+      unpacked_as_used(begin, even_end);
+    else if (x_.num * row_bytes_ > kMostRowBytes)
+      groups(begin, even_end, kSlice, std::min(kMostSums / blocks_, kMostPairs));
+    else
+      groups(begin, even_end, row_bytes_, 1);
+    finisher_.rest();
+    if (even_end < end_) last_panel(even_end);
+  }
+
+ private:
+  void unpacked_as_used(size_t begin, size_t even_end) {
+    for (size_t p = begin; p < even_end; p += 2) {
+      uint8_t* const sums = sums_ + num_done_++ % 2 * 4096;
+      block_i4<true>(a_, row_bytes_, w_, p, row_bytes_ / 64, unpacked_, sums, [&] {
+        if (finisher_.left() > 1) finisher_.template some<2>();
+      });
+      finisher_.rest();
+      finisher_.begin(sums, 0, p);
     }
   }
-  finisher.rest();
-  if (even_end == end) return;
-  const uint8_t* b = w.codes + even_end * panel_bytes;
-  if (kUnpack) {
-    unpack_i4(w, even_end, 1, unpacked);
-    stored();
-    b = unpacked;
+  void groups(size_t begin, size_t even_end, size_t slice, size_t pairs) {
+    slice_ = slice;
+    is_cold_ = !kUnpack;
+    for (size_t group = begin, group_end; group < even_end; group = group_end) {
+      group_end = std::min(group + 2 * pairs, even_end);
+      for (size_t k = 0; k < row_bytes_; k += slice)
+        for (size_t p = group; p < group_end; p += 2) {
+          const bool is_last = k + slice >= row_bytes_;
+          const size_t next_panel = p + 2 < group_end || is_last ? p + 2 : group;
+          const size_t next_k = p + 2 < group_end ? k : is_last ? 0 : k + slice;
+          pair(p, k, slice < row_bytes_ ? sums_ + (p - group) / 2 * blocks_ * 4096 : nullptr, ahead(next_panel, next_k));
+        }
+    }
   }
-  for (size_t row = 0; row < x.num; row += 16) {
-    block_1x1<kInt8>(a + row * row_bytes, row_bytes, b, row_bytes / 64, c);
-    finish_rows<kInt8>(w, x, row, even_end, c, 1, out);
+  // Bytes [k, k + slice) of all rows with those of panels p and p + 1. sums: of its own for each block; null: two in turn do.
+  void pair(size_t p, size_t k, uint8_t* sums, Ahead next) {
+    const size_t bytes = std::min(slice_, row_bytes_ - k), panel_bytes = 16 * row_bytes_;
+    const uint8_t* b = w_.codes + p * panel_bytes + 16 * k;
+    if (kUnpack) {
+      unpack_i4(w_, p, 2, k, k + bytes, unpacked_);
+      stored();
+      b = unpacked_;
+    }
+    auto finisher = finisher_;  // where the compiler sees that no store reaches it
+    for (size_t row = 0; row < x_.num; row += 32, ++num_done_) {
+      uint8_t* const to = sums ? sums + row / 32 * 4096 : sums_ + num_done_ % 2 * 4096;
+      Walk walk{a_ + row * row_bytes_ + k, b, row_bytes_, kUnpack ? 16 * bytes : panel_bytes, 64};
+      if (is_cold_) {
+        Ahead soon{b + kAhead, nullptr, 0, 0, 0};
+        block_2x2<kInt8, true>(walk, bytes / 64, false, to, finisher, soon);
+        is_cold_ = false;
+      } else {
+        if (kInt8 && num_done_ % 2) {  // back through K: what was used last is still in L1 (int32 sums know no order)
+          walk.a += bytes - 64;
+          walk.b += 16 * (bytes - 64);
+          walk.step = -64;
+        }
+        block_2x2<kInt8, false>(walk, bytes / 64, k > 0, to, finisher, next);
+      }
+      if (k + bytes == row_bytes_) finisher.begin(to, row, p);
+    }
+    finisher_ = finisher;
   }
-}
+  void last_panel(size_t p) {
+    const uint8_t* b = w_.codes + p * 16 * row_bytes_;
+    if (kUnpack) {
+      unpack_i4(w_, p, 1, unpacked_);
+      stored();
+      b = unpacked_;
+    }
+    for (size_t row = 0; row < x_.num; row += 16) {
+      block_1x1<kInt8>(a_ + row * row_bytes_, row_bytes_, b, row_bytes_ / 64, sums_);
+      finish_rows<kInt8>(w_, x_, row, p, sums_, 1, out_);
+    }
+  }
+  // Weights of panels p and p + 1 from byte k of the rows on, which come into L2 while a slice before them is used.
+  Ahead ahead(size_t p, size_t k) const {
+    const size_t code_bytes = w_.panel_bytes() / row_bytes_, steps_of_slice = slice_ / 64 * blocks_;
+    const uint8_t* codes = w_.codes + p * w_.panel_bytes() + code_bytes * k;
+    const size_t half = p + 2 <= end_ ? code_bytes * std::min(slice_, row_bytes_ - k) / 2 : 0;
+    return {codes, codes + half, half, w_.panel_bytes(), (half / 64 + steps_of_slice - 1) / steps_of_slice};
+  }
+
+  const Linear& w_;
+  const Rows& x_;
+  const Output& out_;
+  const size_t end_, row_bytes_, blocks_;
+  const uint8_t* a_;
+  uint8_t *sums_, *unpacked_;
+  Finisher<kInt8, kEpilogue> finisher_;
+  size_t slice_ = 0, num_done_ = 0;
+  bool is_cold_ = false;  // the first weights were not asked for by anybody
+};
 
 // Up to 16 rows: four panels at a time, since weights come from memory and each is used once; then one at a time.
 template <bool kInt8, bool kUnpack>
@@ -433,10 +471,10 @@ void tiles(const Linear& w, const Rows& x, size_t begin, size_t end, const Outpu
     const Output to = out.from_row(row);
     if (part.num <= 16) return one_tile_of_rows<kInt8, kUnpack>(w, part, begin, end, to, scratch);
     switch (out.epilogue) {
-      case Epilogue::kStore: many_rows<kInt8, kUnpack, Epilogue::kStore>(w, part, begin, end, to, scratch); break;
-      case Epilogue::kAdd: many_rows<kInt8, kUnpack, Epilogue::kAdd>(w, part, begin, end, to, scratch); break;
-      case Epilogue::kStoreBf16: many_rows<kInt8, kUnpack, Epilogue::kStoreBf16>(w, part, begin, end, to, scratch); break;
-      case Epilogue::kSiluMul: many_rows<kInt8, kUnpack, Epilogue::kSiluMul>(w, part, begin, end, to, scratch); break;
+      case Epilogue::kStore: ManyRows<kInt8, kUnpack, Epilogue::kStore>(w, part, end, to, scratch).panels(begin); break;
+      case Epilogue::kAdd: ManyRows<kInt8, kUnpack, Epilogue::kAdd>(w, part, end, to, scratch).panels(begin); break;
+      case Epilogue::kStoreBf16: ManyRows<kInt8, kUnpack, Epilogue::kStoreBf16>(w, part, end, to, scratch).panels(begin); break;
+      case Epilogue::kSiluMul: ManyRows<kInt8, kUnpack, Epilogue::kSiluMul>(w, part, end, to, scratch).panels(begin); break;
     }
   }
 }

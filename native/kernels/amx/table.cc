@@ -1,7 +1,7 @@
-// The amx tier: attention on bf16 tiles, and the tile state of a thread.
+// The amx tier: attention of up to 16 rows on tiles, and the tile state of a thread.
 #include "kernels/amx/amx.h"
 #include "kernels/amx/tiles.h"
-#include "kernels/amx/woven.h"
+#include "kernels/amx/overlap.h"
 #include "kernels/avx512/code_products.h"
 #include "kernels/common/table.h"
 #include "kernels/tables.h"
@@ -9,22 +9,16 @@
 namespace trivet {
 namespace {
 
-// c[r, 0..31] (+)= sum over i < num of a[r, 32 i ..] . (b0[i], b1[i]) for 16 rows, or for 32 that share each tile of b:
-// keys and values come from L2, which cannot feed the tile unit when each tile of them is used once.
-// meanwhile(i) is called on the way.
-template <bool kTwo, bool kAdd, class B, class F>
+// c[r, 0..31] (+)= sum over i < num of a[r, 32 i ..] . (b(i, 0), b(i, 1)) for 16 rows. meanwhile(i) is called on the way.
+template <bool kAdd, class B, class F>
 TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_t ldb, float* c, size_t ldc, F&& meanwhile) {
   stored();
   if (kAdd) {
     _tile_loadd(0, c, 4 * ldc);
     _tile_loadd(1, c + 16, 4 * ldc);
-    if (kTwo) _tile_loadd(2, c + 16 * ldc, 4 * ldc);
-    if (kTwo) _tile_loadd(3, c + 16 * ldc + 16, 4 * ldc);
   } else {
     _tile_zero(0);
     _tile_zero(1);
-    if (kTwo) _tile_zero(2);
-    if (kTwo) _tile_zero(3);
   }
   for (size_t i = 0; i < num; ++i) {
     _tile_loadd(4, a + 32 * i, 2 * lda);
@@ -33,34 +27,23 @@ TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_
     meanwhile(i);
     _tile_loadd(7, b(i, 1), ldb);
     _tile_dpbf16ps(1, 4, 7);
-    if (kTwo) {
-      _tile_loadd(5, a + 16 * lda + 32 * i, 2 * lda);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
   }
   _tile_stored(0, c, 4 * ldc);
   _tile_stored(1, c + 16, 4 * ldc);
-  if (kTwo) _tile_stored(2, c + 16 * ldc, 4 * ldc);
-  if (kTwo) _tile_stored(3, c + 16 * ldc + 16, 4 * ldc);
 }
 
+// For up to 16 rows, as everything here: more are in overlap.h, where nothing is asked for ahead.
 struct TileHalves {
   static constexpr bool kByLines = false;
-  static constexpr size_t kMostAsking = 16;  // more are not measured yet
-  static void scores(size_t rows, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t run) {
-    const auto key = [&](size_t i, size_t j) { return keys + 16 * j * pp + 512 * i; };
-    if (rows > 16) return chain<true, false>(q, pp, key, pp / 32, 64, s, kKeyStep, [](size_t) {});
-    chain<false, false>(q, pp, key, pp / 32, 64, s, kKeyStep, [&](size_t part) { ahead.share(run, part, pp / 32); });
+  static constexpr size_t kMostAsking = 16;
+  static void scores(size_t, const uint16_t* q, size_t pp, const uint16_t* keys, float* s, const RunsAhead& ahead, size_t run) {
+    chain<false>(q, pp, [&](size_t i, size_t j) { return keys + 16 * j * pp + 512 * i; }, pp / 32, 64, s, kKeyStep,
+                 [&](size_t part) { ahead.share(run, part, pp / 32); });
   }
-  static void values(size_t rows, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, const RunsAhead& ahead) {
-    for (size_t p = 0; p < pp; p += 32) {  // Pp is a multiple of 32
-      const auto value = [&](size_t i, size_t j) { return vals[i] + 2 * p + 32 * j; };
-      if (rows > 16)
-        chain<true, true>(w, kKeyStep, value, runs, 4 * pp, o + p, pp, [](size_t) {});
-      else
-        chain<false, true>(w, kKeyStep, value, runs, 4 * pp, o + p, pp, [&](size_t i) { ahead.share(i, p / 32, pp / 32); });
-    }
+  static void values(size_t, const uint16_t* w, const uint16_t* const* vals, size_t runs, size_t pp, float* o, const RunsAhead& ahead) {
+    for (size_t p = 0; p < pp; p += 32)  // Pp is a multiple of 32
+      chain<true>(w, kKeyStep, [&](size_t i, size_t j) { return vals[i] + 2 * p + 32 * j; }, runs, 4 * pp, o + p, pp,
+                  [&](size_t i) { ahead.share(i, p / 32, pp / 32); });
   }
 };
 
@@ -99,7 +82,7 @@ TRIVET_INLINE void chain_codes(const uint8_t* a, size_t half, B&& b, size_t num,
 
 // A tile holds 64 numbers of 16 keys, or 64 keys of 16 numbers. Where Pp is no multiple of 64 the last tile of keys reaches into
 // what follows them, and meets zeros of the query. Values are copied together, since 64 keys are two runs. Up to four rows
-// are for vectors. Times on tiles are not measured yet.
+// are for vectors.
 struct TileCodes {
   static constexpr bool kByLines = true, kWords = false;
   static constexpr size_t kMostAsking = 16;
@@ -107,31 +90,29 @@ struct TileCodes {
   static void scores(size_t rows, const Operand<false>& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
     if (rows <= kFew) return CodeProducts::scores(rows, q, pp, keys, s, ahead, run);
     const size_t num = q.length / 64, lines = pp / 2;
-    for (size_t r = 0; r < rows; r += 16)
-      chain_codes(q.halves(r), q.length, [&](size_t i, size_t g) { return keys + 16 * g * pp + 1024 * i; }, num, 64, s + r * kKeyStep,
-                  kKeyStep, [&](size_t i) {
-                    if (r > 0 || ahead.is_empty()) return;
-                    for (size_t n = lines * i / num; n < lines * (i + 1) / num; ++n) ahead.line(run, n);
-                  });
+    chain_codes(q.halves(0), q.length, [&](size_t i, size_t g) { return keys + 16 * g * pp + 1024 * i; }, num, 64, s, kKeyStep,
+                [&](size_t i) {
+                  if (ahead.is_empty()) return;
+                  for (size_t n = lines * i / num; n < lines * (i + 1) / num; ++n) ahead.line(run, n);
+                });
   }
   static void values(size_t rows, const Operand<false>& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o,
                      const RunsAhead& ahead, uint8_t* memory) {
     if (rows <= kFew) return CodeProducts::values(rows, w, vals, runs, pp, o, ahead, memory);
     for (size_t i = 0; i < runs; ++i) std::memcpy(memory + i * 32 * pp, vals[i], 32 * pp);
-    for (size_t r = 0; r < rows; r += 16)
-      for (size_t p = 0; p < pp; p += 32)
-        chain_codes(w.halves(r), w.length, [&](size_t i, size_t g) { return memory + i * 64 * pp + 4 * p + 64 * g; }, (runs + 1) / 2, 4 * pp,
-                    o + r * pp + p, pp, [&](size_t i) {
-                      if (r > 0 || ahead.is_empty()) return;
-                      for (size_t n = p / 2; n < p / 2 + 16; ++n)
-                        for (size_t j = 2 * i; j < std::min(2 * i + 2, runs); ++j) ahead.line(j, n);
-                    });
+    for (size_t p = 0; p < pp; p += 32)
+      chain_codes(w.halves(0), w.length, [&](size_t i, size_t g) { return memory + i * 64 * pp + 4 * p + 64 * g; }, (runs + 1) / 2,
+                  4 * pp, o + p, pp, [&](size_t i) {
+                    if (ahead.is_empty()) return;
+                    for (size_t n = p / 2; n < p / 2 + 16; ++n)
+                      for (size_t j = 2 * i; j < std::min(2 * i + 2, runs); ++j) ahead.line(j, n);
+                  });
   }
 };
 
 void attend(const AttendItem& it, float* out, float* row_max, float* row_sum, uint8_t* scratch) {
   if (it.num_rows > 16)
-    return (it.kv.int8 ? attend_woven_as<WovenCodes> : attend_woven_as<WovenHalves>)(it, out, row_max, row_sum, scratch);
+    return (it.kv.int8 ? attend_overlapped<OverlapCodes> : attend_overlapped<OverlapHalves>)(it, out, row_max, row_sum, scratch);
   attend_item<TileHalves, TileCodes>(it, out, row_max, row_sum, scratch);
 }
 

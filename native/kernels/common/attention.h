@@ -73,7 +73,7 @@ TRIVET_INLINE void take_scores(Form& form, size_t r, int64_t visible, size_t key
   const size_t seen = visible <= 0 ? 0 : visible < int64_t(keys) ? (size_t(visible) + 15) / 16 * 16 : keys;
   if (seen == 0) return form.skip_row(r, keys);
   vf total{};
-  if (visible >= int64_t(kKeyStep) && take_whole_row(form, r, c, row_max[r], total)) {
+  if (keys == kKeyStep && visible >= int64_t(keys) && take_whole_row(form, r, c, row_max[r], total)) {
     row_sum[r] += sum(total);
     return form.finish_row(r, seen, keys, 1.0f, out);
   }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 AHEAD_BYTES = 256 * 2**20  # and at most a quarter of the cache
-CHUNK_BYTES = 2**20  # half a huge page, 5 ms on a host that has yet to find it: a request that comes in meanwhile waits for it
+CHUNK_BYTES = 2**20  # half a huge page: 5 ms, where the host has yet to find it, for a request that comes in meanwhile
 
 
 def most_ahead(kv_bytes: int) -> int:
