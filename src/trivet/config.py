@@ -12,7 +12,7 @@ from trivet.errors import ConfigError
 Precision = Literal["auto", "bf16", "int8", "int4"]
 KvDtype = Literal["bf16", "int8"]
 
-ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")  # kernel tiers; `trivet doctor` shows this CPU's, slowest first
+ISAS = ("baseline", "avx2", "avx512", "avx512_bf16", "amx")  # kernel tiers; `trivet doctor` says which is in use
 
 ENVIRONMENT = {
     "TRIVET_ISA": f"force a kernel tier: {', '.join(ISAS[:-1])} or {ISAS[-1]}",
