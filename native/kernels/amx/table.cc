@@ -1,7 +1,7 @@
 // The amx tier: attention of up to 16 rows on tiles, and the tile state of a thread.
 #include "kernels/amx/amx.h"
-#include "kernels/amx/tiles.h"
 #include "kernels/amx/overlap.h"
+#include "kernels/amx/tiles.h"
 #include "kernels/avx512/code_products.h"
 #include "kernels/common/table.h"
 #include "kernels/tables.h"
