@@ -2,9 +2,9 @@
 
 It follows the equations at the top of native/core/step.cc: weights as unpacked, activations rounded to bf16 or
 quantized to int8 a token, what is kept between products and queries in bf16, keys and values as stored, attention
-weights in bf16 against a reference that follows the maximum of 128-key steps; beside int8 keys and values, queries and
-weights in 16 bits. Everything between is exact to float64,
-so what differs from the core is float32 rounding, and a rare value that such an error carries over a rounding boundary.
+weights in bf16 against a reference that follows the maximum of 128-key steps, powers of 2 by attention's polynomial;
+beside int8 keys and values, queries in int8 and weights in 16 bits. Everything between is exact to float64, so what
+differs from the core is float32 rounding, and a rare value that such an error carries over a rounding boundary.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ def sixteen_bits(x: F64) -> F64:
     """Rounded to what two int8 halves of 256 to 1 hold."""
     rounded, scale = codes(x, 32639.0)
     return rounded * scale
+
+
+def power_of_2(x: F64) -> F64:
+    """2^x as near as attention makes it, to 1.1e-4: with the polynomial of native/kernels/common/vec.h."""
+    whole = np.rint(np.maximum(x, -1000.0))
+    r = np.maximum(x, -1000.0) - whole
+    return np.ldexp(1 + r * (0.693282902 + r * (0.242211014 + r * 0.0550089516)), whole.astype(np.int64))
 
 
 class Twin:
@@ -94,7 +101,8 @@ class Twin:
         t, k_scale, v_scale = len(q), np.ones(len(k)), np.ones(len(v))
         if self.kv_dtype == "int8":
             (k, ks), (v, vs) = int8(k), int8(v)
-            q, k_scale, v_scale = sixteen_bits(bf16(q)), ks[:, 0], vs[:, 0]
+            (q, qs), k_scale, v_scale = int8(bf16(q)), ks[:, 0], vs[:, 0]
+            q = q * qs
         else:
             q, k, v = bf16(q), bf16(k), bf16(v)
         s = q @ k.T * scale * k_scale
@@ -117,7 +125,7 @@ class Twin:
             part = s[:, begin : begin + KEY_STEP]
             top = part.max(1)
             new = np.where((top - most) * np.log2(np.e) <= 8, most, top)  # the reference moves by 2^8 at least
-            a, e = np.exp(most - new), np.exp(part - new[:, None])
+            a, e = np.exp(most - new), power_of_2((part - new[:, None]) * np.log2(np.e))
             rounded = sixteen_bits if self.kv_dtype == "int8" else bf16
             w = rounded(e * v_scale[begin : begin + KEY_STEP])
             total, out, most = total * a + e.sum(1), out * a[:, None] + w @ v[begin : begin + KEY_STEP], new

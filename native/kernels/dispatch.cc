@@ -211,7 +211,7 @@ bool amx_permitted() { return true; }
 #else
 bool cpu_has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!cpu_has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if (!cpu_has_avx512_bf16() || !__builtin_cpu_supports("avx512vbmi") || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;  // amx-bf16, amx-tile, amx-int8
   return (d & wanted) == wanted;
 }

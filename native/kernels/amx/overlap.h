@@ -32,27 +32,31 @@ class WaitingProducts {
     uint8_t* c;
     size_t ldc, c_second;
     bool goes_on;
+    int part = -1;  // of the values, if the form is to be told that it is done
   };
   Product& add(size_t num) {
     num_chunks_ += num;
     return products_[num_products_++];
   }
   // What falls to the i-th of n, if all is to be done with the last.
-  template <bool kCodes>
-  TRIVET_INLINE_MEMBER void share(uint32_t i, uint32_t n) {
-    for (const size_t end = uint32_t(num_chunks_) * (i + 1) / n; num_done_ < end; ++num_done_) one<kCodes>();
+  template <class Form>
+  TRIVET_INLINE_MEMBER void share(Form& form, uint32_t i, uint32_t n) {
+    for (const size_t end = uint32_t(num_chunks_) * (i + 1) / n; num_done_ < end; ++num_done_) {
+      const int part = one<Form::kCodes>();
+      if (Form::kCodes && part >= 0) form.part_done(size_t(part));
+    }
   }
-  template <bool kCodes>
-  void rest() {
+  template <class Form>
+  void rest(Form& form) {
     stored();
-    share<kCodes>(0, 1);
+    share(form, 0, 1);
     stored();
     num_products_ = num_chunks_ = num_done_ = at_ = chunk_ = 0;
   }
 
  private:
   template <bool kCodes>
-  TRIVET_INLINE_MEMBER void one() {
+  TRIVET_INLINE_MEMBER int one() {
     const Product& p = products_[at_];
     const uint8_t *a = p.a + 64 * chunk_, *b = p.b[chunk_];
     uint8_t *c = p.c, *lower = c + p.c_second;
@@ -75,36 +79,49 @@ class WaitingProducts {
     _tile_loadd(5, a + p.a_second, p.lda);
     TRIVET_DOT(2, 5, 6);
     TRIVET_DOT(3, 5, 7);
-    if (++chunk_ < p.num) return;
-    chunk_ = 0;
-    ++at_;
+    const bool is_done = ++chunk_ == p.num;
+    if (is_done) {
+      chunk_ = 0;
+      ++at_;
+    }
+    if (at_ < num_products_) {  // what comes next is fetched while vectors compute
+      const Product& after = products_[at_];
+      const uint8_t* next = after.b[chunk_];
+      for (size_t i = 0; i < 16; ++i, next += after.ldb) {
+        __builtin_prefetch(next);
+        __builtin_prefetch(next + after.b_second);
+      }
+    }
+    if (!is_done) return -1;
     _tile_stored(0, c, p.ldc);
     _tile_stored(1, c + 64, p.ldc);
     _tile_stored(2, lower, p.ldc);
     _tile_stored(3, lower + 64, p.ldc);
+    return p.part;
   }
 
-  Product products_[kStepRuns + kMaxHeadDim / 32];
+  Product products_[kStepRuns + 2 * kMaxHeadDim / 32];
   size_t num_products_ = 0, num_chunks_ = 0, num_done_ = 0, at_ = 0, chunk_ = 0;
 };
 static_assert(WaitingProducts::kMostChunks >= kStepRuns && WaitingProducts::kMostChunks >= kMaxHeadDim / 32);
 
-// Some rows of a step.
+// A step of keys.
 struct Phase {
-  size_t begin, first_row, num_runs;
+  size_t begin, num_runs;
   Run runs[kStepRuns];
 };
 
-// Forms of the cache as in attention.h, for rows first_row .. first_row + kRows - 1 of two phases in turn:
+// Forms of the cache as in attention.h, for two phases in turn:
 //   multiply_keys(phase, turn, waiting)   its scores are to be multiplied
 //   turn_to(phase, turn)                  take_scores() is about to be called for it
+//   prepare(i, n)                         and has been, for the i-th of n rows: a share of what its values need
 //   add_values(phase, turn, waiting)      its weights are to be multiplied with values
-//   values_added(phase, turn)             that is done
-//   weights_made()                        its weights are made, and the values of the phase before are added
+//   part_done(part)                       such a product is done, where it named a part
+//   values_added()                        all of them are
+//   weights_made()                        of the other phase, after that
 class OverlapHalves {
  public:
   static constexpr bool kCodes = false;
-  static constexpr size_t kRows = kQueryTile;
   static_assert(8 * kQueryTile * kKeyStep <= attend_scratch_bytes(32));
 
   OverlapHalves(const AttendItem& it, float* out, uint8_t* scratch) : it_(it), out_(out), s_(reinterpret_cast<float*>(scratch)) {}
@@ -126,7 +143,9 @@ class OverlapHalves {
     }
   }
   void turn_to(const Phase&, size_t turn) { turn_ = turn; }
-  void values_added(const Phase&, size_t) {}
+  void prepare(size_t, size_t) {}
+  void part_done(size_t) {}
+  void values_added() {}
   void weights_made() {
     const size_t pp = it_.kv.pp;
     for (size_t r = 0; r < it_.num_rows; ++r)
@@ -135,6 +154,7 @@ class OverlapHalves {
   }
 
   float* row(size_t r) { return scores(turn_) + r * kKeyStep; }
+  float unit(size_t) const { return 1.0f; }
   vf score(size_t r, size_t j) const { return load(scores(turn_) + r * kKeyStep + j); }
   void put_weights(size_t r, size_t j, const vf& e) { store_bf16_quick(weights(r) + j, e); }
   void put_weights(size_t r, size_t j, const vf& e, const vf& more) { store_bf16_quick(weights(r) + j, e, more); }
@@ -160,66 +180,70 @@ class OverlapHalves {
   float decay_[kQueryTile];
 };
 
-// Half as many rows at a time, since each has sums of products for the high and for the low halves of its numbers.
 class OverlapCodes {
  public:
   static constexpr bool kCodes = true;
-  static constexpr size_t kRows = 16;
 
   OverlapCodes(const AttendItem& it, float* out, uint8_t* scratch)
       : it_(it),
         out_(out),
         s_(reinterpret_cast<int32_t*>(scratch)),
-        w_{{reinterpret_cast<uint8_t*>(s_ + 4 * kRows * kKeyStep), kKeyStep}, {w_[0].at + kRows * w_[0].row_bytes(), kKeyStep}},
-        q_{w_[1].at + kRows * w_[1].row_bytes(), (it.kv.pp + 63) / 64 * 64},
+        w_{{scratch + 8 * kQueryTile * kKeyStep, kKeyStep}, {w_[0].at + kQueryTile * w_[0].row_bytes(), kKeyStep}},
+        q_{w_[1].at + kQueryTile * w_[1].row_bytes(), (it.kv.pp + 63) / 64 * 64},
         o_(reinterpret_cast<int32_t*>(q_.at + kQueryTile * q_.row_bytes())),
-        values_(reinterpret_cast<uint8_t*>(o_ + 2 * kRows * it.kv.pp)) {
+        values_(reinterpret_cast<uint8_t*>(o_ + 2 * 2 * 16 * 32)) {
     for (size_t r = 0; r < it.num_rows; ++r) query_[r] = put_query(q_, r, it.q + r * it.kv.pp, it.kv.pp);
   }
   static constexpr size_t scratch_bytes(size_t pp) {
-    return 4 * (4 * kRows * kKeyStep + 2 * kRows * pp) + 4 * kRows * kKeyStep + 2 * kQueryTile * ((pp + 63) / 64 * 64) + kKeyStep * pp;
+    return kQueryTile * (12 * kKeyStep + (pp + 63) / 64 * 64) + 4 * 2 * 2 * 16 * 32 + 2 * kKeyStep * pp;
   }
 
   void multiply_keys(const Phase& phase, size_t turn, WaitingProducts& waiting) {
     const size_t pp = it_.kv.pp, num = q_.length / 64;
     for (size_t i = 0; i < phase.num_runs; ++i) {
       auto& p = waiting.add(num);
-      p = {q_.halves(phase.first_row), q_.row_bytes(), q_.length, {}, num, 64, 16 * pp, bytes(sums(turn, 0) + 32 * i), 8 * kKeyStep,
-           4 * kKeyStep, false};
+      p = {q_.bytes(0), q_.length, 16 * q_.length, {}, num, 64, 16 * pp, bytes(sums(turn, 0) + 32 * i), 4 * kKeyStep, 64 * kKeyStep, false};
       for (size_t j = 0; j < num; ++j) p.b[j] = phase.runs[i].keys + 1024 * j;
     }
   }
-  // Values are copied together, since 64 keys are two runs.
+  // The two tiles of a are the high and the low halves of 16 rows.
   void add_values(const Phase& phase, size_t turn, WaitingProducts& waiting) {
     const size_t pp = it_.kv.pp, num = (phase.num_runs + 1) / 2;
-    if (phase.first_row == 0)
-      for (size_t i = 0; i < phase.num_runs; ++i) std::memcpy(values_ + i * 32 * pp, phase.runs[i].values, 32 * pp);
-    for (size_t col = 0; col < pp; col += 32) {
-      auto& p = waiting.add(num);
-      p = {w_[turn].halves(0), w_[turn].row_bytes(), kKeyStep, {}, num, 4 * pp, 64, bytes(o_ + col), 8 * pp, 4 * pp, false};
-      for (size_t i = 0; i < num; ++i) p.b[i] = values_ + i * 64 * pp + 4 * col;
-    }
+    added_turn_ = turn;
+    for (size_t col = 0; col < pp; col += 32)
+      for (size_t row = 0; row < kQueryTile; row += 16) {
+        auto& p = waiting.add(num);
+        p = {w_[turn].bytes(row), w_[turn].row_bytes(), kKeyStep, {}, num, 4 * pp, 64, bytes(sums_of_part(row / 16)), 128, 2048, false, int(col + row / 16)};
+        for (size_t i = 0; i < num; ++i) p.b[i] = values(turn) + i * 64 * pp + 4 * col;
+      }
+  }
+  // 32 columns of 16 rows, one part late: what a tile has just stored cannot be loaded yet.
+  TRIVET_INLINE_MEMBER void part_done(size_t part) {
+    add_part();
+    part_ = int(part);
+  }
+  void values_added() {
+    add_part();
+    part_ = -1;
   }
   void turn_to(const Phase& phase, size_t turn) {
     phase_ = &phase;
     turn_ = turn;
   }
-  void values_added(const Phase& phase, size_t turn) {
-    const size_t pp = it_.kv.pp, end = std::min(phase.first_row + kRows, it_.num_rows);
-    for (size_t r = phase.first_row, i = 0; r < end; ++r, ++i) {
-      if (!is_seen_[turn][i]) continue;
-      for (size_t p = 0; p < pp; p += 16) {
-        const int32_t* o = o_ + 2 * i * pp + p;
-        add_weighted((load(o) << 8) + load(o + pp), weights_[turn][i], decay_[turn][i], out_ + r * pp + p);
-      }
-    }
+  // Values are copied together, since 64 keys are two runs.
+  TRIVET_INLINE_MEMBER void prepare(size_t i, size_t n) {
+    const size_t pp = it_.kv.pp, lines = pp / 2;
+    uint8_t* to = values(turn_);
+    for (size_t run = 0; run < phase_->num_runs; ++run)
+      for (size_t at = 64 * (lines * i / n), end = 64 * (lines * (i + 1) / n); at < end; at += 64)
+        std::memcpy(to + run * 32 * pp + at, phase_->runs[run].values + at, 64);
   }
   void weights_made() { round_last(); }
 
-  float* row(size_t r) { return reinterpret_cast<float*>(sums(turn_, r % kRows)); }
+  float* row(size_t r) { return reinterpret_cast<float*>(sums(turn_, r)); }
+  float unit(size_t r) const { return query_[r].scale; }
   vf score(size_t r, size_t j) const {
-    const int32_t* s = sums(turn_, r % kRows) + j;
-    return score_of((load(s) << 8) + load(s + kKeyStep), query_[r], phase_->runs[j / 32].key_scales + j % 32);
+    return score_of(load(sums(turn_, r) + j), query_[r], phase_->runs[j / 32].key_scales + j % 32);
   }
   void put_weights(size_t r, size_t j, const vf& e) { store(row(r) + j, e * load(phase_->runs[j / 32].value_scales + j % 32)); }
   void put_weights(size_t r, size_t j, const vf& e, const vf& more) {
@@ -227,43 +251,84 @@ class OverlapCodes {
     put_weights(r, j + 16, more);
   }
   void skip_row(size_t r, size_t keys) {
-    w_[turn_].clear(r % kRows, 0, (keys + 63) / 64 * 64);
-    is_seen_[turn_][r % kRows] = false;
+    w_[turn_].clear(r, 0, (keys + 63) / 64 * 64);
+    is_seen_[turn_][r] = false;
   }
   // The row before is rounded now: this one's maximum is on its way for long.
   void finish_row(size_t r, size_t seen, size_t keys, float a, float*) {
     round_last();
     last_ = {r, seen, keys};
-    is_seen_[turn_][r % kRows] = true;
-    decay_[turn_][r % kRows] = a;
+    is_seen_[turn_][r] = true;
+    decay_[turn_][r] = a;
   }
 
  private:
+  TRIVET_INLINE_MEMBER void add_part() {
+    if (part_ < 0) return;
+    const size_t pp = it_.kv.pp, col = size_t(part_) / 32 * 32, set = size_t(part_) % 32;
+    const size_t first = 16 * set, end = std::min(first + 16, it_.num_rows);
+    const int32_t* o = sums_of_part(set);
+    for (size_t r = first; r < end; ++r, o += 32) {
+      if (!is_seen_[added_turn_][r]) continue;
+      float* out = out_ + r * pp + col;
+      for (size_t p = 0; p < 32; p += 16)
+        add_weighted((load(o + p) << 8) + load(o + p + 16 * 32), weights_[added_turn_][r], decay_[added_turn_][r], out + p);
+    }
+  }
   void round_last() {
     const size_t r = last_.row;
-    if (last_.seen > 0) weights_[turn_][r % kRows] = put_weights_of_row(w_[turn_], r % kRows, row(r), last_.seen, last_.keys);
+    if (last_.seen > 0) weights_[turn_][r] = put_weights_of_row(w_[turn_], r, row(r), last_.seen, last_.keys);
     last_.seen = 0;
   }
   static uint8_t* bytes(int32_t* at) { return reinterpret_cast<uint8_t*>(at); }
-  int32_t* sums(size_t turn, size_t r) const { return s_ + (turn * kRows + r) * 2 * kKeyStep; }  // high halves, then low ones
+  uint8_t* values(size_t turn) const { return values_ + turn * kKeyStep * it_.kv.pp; }
+  int32_t* sums_of_part(size_t set) const { return o_ + set * 2 * 16 * 32; }
+  int32_t* sums(size_t turn, size_t r) const { return s_ + (turn * kQueryTile + r) * kKeyStep; }
 
   const AttendItem& it_;
   float* out_;
-  int32_t* s_;  // [2][kRows][2][kKeyStep]
-  Operand<false> w_[2], q_;
-  int32_t* o_;  // [kRows][2][Pp]
-  uint8_t* values_;
+  int32_t* s_;  // [2][kQueryTile][kKeyStep]
+  Halves w_[2];
+  Bytes q_;
+  int32_t* o_;  // [2][2][16][32]: of two parts in turn, of high halves and of low ones
+  int part_ = -1;  // that is done and not added
+  uint8_t* values_;  // [2][kKeyStep][Pp]
   const Phase* phase_ = nullptr;
-  size_t turn_ = 0;
-  Numbers query_[kQueryTile], weights_[2][kRows];
-  float decay_[2][kRows];
-  bool is_seen_[2][kRows];
+  size_t turn_ = 0, added_turn_ = 0;
+  Numbers query_[kQueryTile], weights_[2][kQueryTile];
+  float decay_[2][kQueryTile];
+  bool is_seen_[2][kQueryTile];
   struct {
     size_t row, seen, keys;
   } last_{};  // whose weights are not rounded yet
 };
 static_assert(OverlapCodes::scratch_bytes(32) <= attend_scratch_bytes(32) && OverlapCodes::scratch_bytes(96) <= attend_scratch_bytes(96) &&
               OverlapCodes::scratch_bytes(kMaxHeadDim) <= attend_scratch_bytes(kMaxHeadDim));
+
+// What a step asks for: the keys of the one after the next, whose products come in the next, and the values of the next, whose
+// products come in the one after it. Where there is no more, the first keys and values of what the thread computes then.
+struct RunsAsked {
+  const uint8_t* runs[3 * kStepRuns];
+  size_t num = 0, bytes;
+
+  RunsAsked(const AttendItem& it, size_t begin, const Phase& next) : bytes(32 * it.kv.pp * (it.kv.int8 ? 1 : 2)) {
+    Run after[kStepRuns];
+    const size_t num_after = runs_of(it, begin, after);
+    for (size_t i = 0; i < num_after; ++i) runs[num++] = after[i].keys;
+    for (size_t i = 0; i < next.num_runs; ++i) runs[num++] = next.runs[i].values;
+    if (next.num_runs > 0 || it.next == nullptr) return;
+    const size_t num_theirs = runs_of(*it.next, it.next->key_begin, after);
+    for (size_t i = 0; i < num_theirs; ++i) {
+      runs[num++] = after[i].keys;
+      runs[num++] = after[i].values;
+    }
+  }
+  // A line of each run in turn.
+  void share(size_t i, size_t n) const {
+    for (size_t at = bytes / 64 * i / n * 64, end = bytes / 64 * (i + 1) / n * 64; at < end; at += 64)
+      for (size_t run = 0; run < num; ++run) __builtin_prefetch(runs[run] + at, 0, 2);
+  }
+};
 
 template <class Form>
 void attend_overlapped(const AttendItem& it, float* out, float* row_max, float* row_sum, uint8_t* scratch) {
@@ -281,26 +346,26 @@ void attend_overlapped(const AttendItem& it, float* out, float* row_max, float* 
   Phase phases[3]{};  // the last, this and the next
   Phase *last = &phases[0], *mine = &phases[1], *next = &phases[2];
   mine->begin = it.key_begin;
-  mine->first_row = 0;
   mine->num_runs = runs_of(it, mine->begin, mine->runs);
   form.multiply_keys(*mine, 0, waiting);
-  waiting.rest<Form::kCodes>();
+  waiting.rest(form);
   size_t turn = 0;
   for (; mine->num_runs > 0; turn ^= 1) {
     if (last->num_runs > 0) form.add_values(*last, turn ^ 1, waiting);  // before the scores that take their weights' place
-    const size_t first = mine->first_row, end = std::min(first + Form::kRows, rows);
-    *next = *mine;
-    next->first_row = end < rows ? end : 0;
-    if (end == rows) next->num_runs = runs_of(it, next->begin += kKeyStep, next->runs);
+    next->begin = mine->begin + kKeyStep;
+    next->num_runs = runs_of(it, next->begin, next->runs);
     if (next->num_runs > 0) form.multiply_keys(*next, turn ^ 1, waiting);
+    const RunsAsked asked(it, next->begin + kKeyStep, *next);
     stored();
     form.turn_to(*mine, turn);
-    for (size_t r = first; r < end; ++r) {
+    for (size_t r = 0; r < rows; ++r) {
       take_scores(form, r, int64_t(it.position[r]) + 1 - int64_t(mine->begin), 32 * mine->num_runs, c, out, row_max, row_sum);
-      waiting.share<Form::kCodes>(r - first, end - first);
+      asked.share(r, rows);
+      form.prepare(r, rows);
+      waiting.share(form, r, rows);
     }
-    waiting.rest<Form::kCodes>();
-    if (last->num_runs > 0) form.values_added(*last, turn ^ 1);
+    waiting.rest(form);
+    form.values_added();
     form.weights_made();
     Phase* const free = last;
     last = mine;
@@ -309,8 +374,8 @@ void attend_overlapped(const AttendItem& it, float* out, float* row_max, float* 
   }
   if (last->num_runs == 0) return;  // there was no key
   form.add_values(*last, turn ^ 1, waiting);
-  waiting.rest<Form::kCodes>();
-  form.values_added(*last, turn ^ 1);
+  waiting.rest(form);
+  form.values_added();
 }
 
 #undef TRIVET_DOT

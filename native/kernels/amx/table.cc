@@ -47,10 +47,11 @@ struct TileHalves {
   }
 };
 
-// c[r, 0..31] = sum over i < num of number(a[r, 64 i ..]) . (b(i, 0), b(i, 1)) for 16 rows: high and low halves apart, each
-// tile of b used for both. meanwhile(i) is called on the way.
-template <class B, class F>
-TRIVET_INLINE void chain_codes(const uint8_t* a, size_t half, B&& b, size_t num, size_t ldb, int32_t* c, size_t ldc, F&& meanwhile) {
+// c[r, 0..31] = sum over i < num of a[r, 64 i ..] . (b(i, 0), b(i, 1)) for 16 rows. Of numbers in halves the high and the low
+// ones apart, each tile of b used for both. meanwhile(i) is called on the way.
+template <class Rows, class B, class F>
+TRIVET_INLINE void chain_codes(const Rows& a, B&& b, size_t num, size_t ldb, int32_t* c, size_t ldc, F&& meanwhile) {
+  constexpr bool kHalves = Rows::kParts == 2;
   alignas(64) int32_t sums[2][16][32];
   stored();
   _tile_zero(0);
@@ -58,15 +59,23 @@ TRIVET_INLINE void chain_codes(const uint8_t* a, size_t half, B&& b, size_t num,
   _tile_zero(2);
   _tile_zero(3);
   for (size_t i = 0; i < num; ++i) {
-    _tile_loadd(4, a + 64 * i, 2 * half);
+    _tile_loadd(4, a.bytes(0) + 64 * i, a.row_bytes());
     _tile_loadd(6, b(i, 0), ldb);
     _tile_dpbsud(0, 4, 6);
     meanwhile(i);
     _tile_loadd(7, b(i, 1), ldb);
     _tile_dpbsud(1, 4, 7);
-    _tile_loadd(5, a + half + 64 * i, 2 * half);
-    _tile_dpbsud(2, 5, 6);
-    _tile_dpbsud(3, 5, 7);
+    if constexpr (kHalves) {
+      _tile_loadd(5, a.bytes(0) + a.length + 64 * i, a.row_bytes());
+      _tile_dpbsud(2, 5, 6);
+      _tile_dpbsud(3, 5, 7);
+    }
+  }
+  if constexpr (!kHalves) {
+    _tile_stored(0, c, 4 * ldc);
+    _tile_stored(1, c + 16, 4 * ldc);
+    stored();
+    return;
   }
   _tile_stored(0, sums[0][0], 128);
   _tile_stored(1, sums[0][0] + 16, 128);
@@ -84,25 +93,26 @@ TRIVET_INLINE void chain_codes(const uint8_t* a, size_t half, B&& b, size_t num,
 // what follows them, and meets zeros of the query. Values are copied together, since 64 keys are two runs. Up to four rows
 // are for vectors.
 struct TileCodes {
-  static constexpr bool kByLines = true, kWords = false;
+  using Query = Bytes;
+  using Weights = Halves;
+  static constexpr bool kByLines = true;
   static constexpr size_t kMostAsking = 16;
   static constexpr size_t kFew = 4;
-  static void scores(size_t rows, const Operand<false>& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
+  static void scores(size_t rows, const Bytes& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
     if (rows <= kFew) return CodeProducts::scores(rows, q, pp, keys, s, ahead, run);
     const size_t num = q.length / 64, lines = pp / 2;
-    chain_codes(q.halves(0), q.length, [&](size_t i, size_t g) { return keys + 16 * g * pp + 1024 * i; }, num, 64, s, kKeyStep,
-                [&](size_t i) {
-                  if (ahead.is_empty()) return;
-                  for (size_t n = lines * i / num; n < lines * (i + 1) / num; ++n) ahead.line(run, n);
-                });
+    chain_codes(q, [&](size_t i, size_t g) { return keys + 16 * g * pp + 1024 * i; }, num, 64, s, kKeyStep, [&](size_t i) {
+      if (ahead.is_empty()) return;
+      for (size_t n = lines * i / num; n < lines * (i + 1) / num; ++n) ahead.line(run, n);
+    });
   }
-  static void values(size_t rows, const Operand<false>& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o,
+  static void values(size_t rows, const Halves& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o,
                      const RunsAhead& ahead, uint8_t* memory) {
     if (rows <= kFew) return CodeProducts::values(rows, w, vals, runs, pp, o, ahead, memory);
     for (size_t i = 0; i < runs; ++i) std::memcpy(memory + i * 32 * pp, vals[i], 32 * pp);
     for (size_t p = 0; p < pp; p += 32)
-      chain_codes(w.halves(0), w.length, [&](size_t i, size_t g) { return memory + i * 64 * pp + 4 * p + 64 * g; }, (runs + 1) / 2,
-                  4 * pp, o + p, pp, [&](size_t i) {
+      chain_codes(w, [&](size_t i, size_t g) { return memory + i * 64 * pp + 4 * p + 64 * g; }, (runs + 1) / 2, 4 * pp, o + p, pp,
+                  [&](size_t i) {
                     if (ahead.is_empty()) return;
                     for (size_t n = p / 2; n < p / 2 + 16; ++n)
                       for (size_t j = 2 * i; j < std::min(2 * i + 2, runs); ++j) ahead.line(j, n);

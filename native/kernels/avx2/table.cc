@@ -30,7 +30,7 @@ struct TileUnit : Unit {
 
 // R rows of words against 8 columns of codes, four of each at a time.
 template <int R, class At>
-void block_of_words(const Operand<true>& a, size_t row, size_t num, At&& at, int32_t* c, size_t ldc) {
+void block_of_words(const Words& a, size_t row, size_t num, At&& at, int32_t* c, size_t ldc) {
   const __m256i zero = _mm256_setzero_si256();
   __m256i left[R], right[R];  // the first two columns of every four, the others: a column has two sums
   for (int r = 0; r < R; ++r) left[r] = right[r] = zero;
@@ -50,10 +50,12 @@ void block_of_words(const Operand<true>& a, size_t row, size_t num, At&& at, int
 }
 
 struct WordProducts {
-  static constexpr bool kByLines = false, kWords = true;
+  using Query = Words;
+  using Weights = Words;
+  static constexpr bool kByLines = false;
   static constexpr size_t kMostAsking = kQueryTile;
   template <class At>
-  TRIVET_INLINE void eight(const Operand<true>& a, size_t rows, size_t num, int32_t* c, size_t ldc, At&& at) {
+  TRIVET_INLINE void eight(const Words& a, size_t rows, size_t num, int32_t* c, size_t ldc, At&& at) {
     for_runs(rows, 4, [&](size_t r, size_t length, size_t, size_t) {
       switch (length) {
         case 1: return block_of_words<1>(a, r, num, at, c, ldc);
@@ -63,14 +65,14 @@ struct WordProducts {
       }
     });
   }
-  static void scores(size_t rows, const Operand<true>& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
+  static void scores(size_t rows, const Words& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead& ahead, size_t run) {
     for (size_t g = 0; g < 4; ++g) {
       ahead.share(run, g, 4);
       const uint8_t* from = keys + g / 2 * 16 * pp + g % 2 * 32;
       eight(q, rows, pp / 4, s + 8 * g, kKeyStep, [&](size_t k) { return from + 64 * k; });
     }
   }
-  static void values(size_t rows, const Operand<true>& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o, const RunsAhead& ahead, uint8_t*) {
+  static void values(size_t rows, const Words& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o, const RunsAhead& ahead, uint8_t*) {
     for (size_t p = 0; p < pp; p += 8) {
       if (p % 32 == 0)
         for (size_t i = 0; i < runs; ++i) ahead.share(i, p / 32, pp / 32);

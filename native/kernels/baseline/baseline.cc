@@ -97,9 +97,11 @@ struct Chain {
 };
 
 struct PlainCodes {
-  static constexpr bool kByLines = false, kWords = true;
+  using Query = Words;
+  using Weights = Words;
+  static constexpr bool kByLines = false;
   static constexpr size_t kMostAsking = 0;
-  static void scores(size_t rows, const Operand<true>& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead&, size_t) {
+  static void scores(size_t rows, const Words& q, size_t pp, const uint8_t* keys, int32_t* s, const RunsAhead&, size_t) {
     for (size_t r = 0; r < rows; ++r)
       for (size_t c = 0; c < 32; ++c) {
         uint32_t sum = 0;
@@ -107,7 +109,7 @@ struct PlainCodes {
         s[r * kKeyStep + c] = int32_t(sum);
       }
   }
-  static void values(size_t rows, const Operand<true>& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o, const RunsAhead&, uint8_t*) {
+  static void values(size_t rows, const Words& w, const uint8_t* const* vals, size_t runs, size_t pp, int32_t* o, const RunsAhead&, uint8_t*) {
     for (size_t r = 0; r < rows; ++r)
       for (size_t p = 0; p < pp; ++p) {
         uint32_t sum = 0;

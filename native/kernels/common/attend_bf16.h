@@ -53,6 +53,7 @@ class Bf16Kv {
   void multiply_keys(size_t i, const Run& run, const RunsAhead& ahead) {
     Products::scores(it_.num_rows, it_.q, it_.kv.pp, reinterpret_cast<const uint16_t*>(run.keys), s_ + 32 * i, ahead, i);
   }
+  float unit(size_t) const { return 1.0f; }
   vf score(size_t r, size_t j) const { return load(s_ + r * kKeyStep + j); }
   void put_weights(size_t r, size_t j, const vf& e) { store_bf16_quick(w_ + r * kKeyStep + j, e); }
   void put_weights(size_t r, size_t j, const vf& e, const vf& more) { store_bf16_quick(w_ + r * kKeyStep + j, e, more); }

@@ -1,10 +1,11 @@
 // Attention of one work item, written once; a tier supplies two kinds of products (attend_bf16.h, attend_int8.h).
 //
 // For each step of kKeyStep keys at fixed multiples of position (rows r, keys j, widths p):
-//   s[r, j] = q[r] . k[j]                   as the form of the cache says
+//   s[r, j] = q[r] . k[j]                   score(r, j) times unit(r), as the form of the cache says
 //   keys past position[r]: s = -inf
-//   m' = max_j s if that is above m by more than 8 / c, else m; a = 2^((m - m') c); e[r, j] = 2^((s[r, j] - m') c), where
-//   c = scale * log2(e). m only has to keep powers in range: moved at every new maximum, it cost a pass through o each time
+//   m' = max_j s if that is above m by more than 8 / c, else m; a = 2^((m - m') c); e[r, j] = 2^(s[r, j] c - m' c), the exponent
+//   rounded once and the power near to 1.1e-4, where c = scale * log2(e). m only has to keep powers in range: moved at every new
+//   maximum, it cost a pass through o each time
 //   l = l * a + sum_j e[r, j]               16 lanes, in order of j, then one tree
 //   o[r] = o[r] * a + e[r] . v              e rounded as the form of the cache says
 // A step that a row does not see at all leaves it as it was, bit for bit, so a row's result depends on its own position
@@ -16,7 +17,8 @@
 //   Form(item, scratch)
 //   float* row(r)                           [kKeyStep] floats that row r may use until its step is over
 //   multiply_keys(i, run, ahead)            the i-th run of a step, for all rows
-//   vf score(r, j)                          s of sixteen keys; may be stored where row(r) has them
+//   vf score(r, j)                          s of sixteen keys in units of unit(r); may be stored where row(r) has them
+//   float unit(r)                           above 0
 //   put_weights(r, j, e[, more])            e of sixteen keys (of 32), which may replace what row(r) has there
 //   skip_row(r, keys)                       the row sees nothing of a step of that many keys
 //   finish_row(r, seen, keys, a, out)       all weights of a row that sees no more than `seen` of them are put
@@ -31,10 +33,10 @@
 namespace trivet {
 namespace {
 
-// Weights of N times sixteen keys from j on, out of x = (s - m) c; adds them to `total`.
+// Weights of N times sixteen keys from j on, out of x, the exponents of 2; adds them to `total`.
 template <size_t N, class Form>
 TRIVET_INLINE void weigh(Form& form, size_t r, size_t j, vf (&x)[N], vf& total) {
-  exp2(x);
+  exp2<kRough>(x);
   for (size_t i = 0; i < N; ++i) total = total + x[i];
   if constexpr (N % 2 == 0)
     for (size_t i = 0; i < N; i += 2) form.put_weights(r, j + 16 * i, x[i], x[i + 1]);
@@ -47,11 +49,12 @@ TRIVET_INLINE void weigh(Form& form, size_t r, size_t j, vf (&x)[N], vf& total) 
 template <class Form>
 TRIVET_INLINE bool take_whole_row(Form& form, size_t r, float c, float m, vf& total) {
   constexpr size_t kVecs = kKeyStep / 16;
+  const vf factor = splat(c * form.unit(r)), moved = splat(-(m * c));
   vf x[kVecs];
   __mmask16 stays = 0xffff;
 #pragma GCC unroll 8
   for (size_t i = 0; i < kVecs; ++i) {
-    x[i] = (form.score(r, 16 * i) - m) * c;
+    x[i] = fma(form.score(r, 16 * i), factor, moved);
     stays = _mm512_mask_cmp_ps_mask(stays, (__m512)x[i], (__m512)splat(8.0f), _CMP_LE_OQ);
   }
   if (stays != 0xffff) return false;
@@ -86,13 +89,14 @@ TRIVET_INLINE void take_scores(Form& form, size_t r, int64_t visible, size_t key
   }
   vf m = load(row);
   for (size_t j = 16; j < seen; j += 16) m = max(m, load(row + j));
-  const float step_max = max_lane(m);
+  const float step_max = max_lane(m) * form.unit(r);
   const float old_max = row_max[r], new_max = (step_max - old_max) * c <= 8.0f ? old_max : step_max;  // NaN moves it
   const bool is_first = old_max == -__builtin_inff();  // then o and l are 0, whatever they are multiplied with
   const float a = old_max == new_max || is_first ? 1.0f : exp2(splat((old_max - new_max) * c))[0];
+  const vf factor = splat(c * form.unit(r)), moved = splat(-(new_max * c));
   size_t j = 0;
   const auto weigh_next = [&]<size_t N>(vf(&x)[N]) {
-    for (size_t i = 0; i < N; ++i) x[i] = (load(row + j + 16 * i) - new_max) * c;
+    for (size_t i = 0; i < N; ++i) x[i] = fma(load(row + j + 16 * i), factor, moved);
     weigh(form, r, j, x, total);
     j += 16 * N;
   };

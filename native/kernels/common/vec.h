@@ -34,8 +34,10 @@ TRIVET_INLINE vf round_even(const vf& x) { return (x + 12582912.0f) - 12582912.0
 // 2^x for x <= 126 (or NaN), relative error below 2^-22; exactly 1 at 0, exactly 0 at -127 and below, and between -127 and
 // -126 a denormal, which is 0 to all who read it. x = n + r with |r| <= 0.5, then 1 + r q(r) with q of degree 4 (least
 // largest relative error), whose exponent bits are moved by n. Adding 1.5 * 2^23 to x leaves n in the low bits.
+// kRough: q of degree 2, relative error below 1.1e-4; the rest holds as well.
 // N at a time, step by step: the steps of one wait for each other.
-template <size_t N>
+constexpr bool kRough = true;
+template <bool kIsRough = false, size_t N>
 TRIVET_INLINE void exp2(vf (&x)[N]) {
   vf shifted[N], p[N];
   const auto each = [](auto&& f) {
@@ -51,11 +53,19 @@ TRIVET_INLINE void exp2(vf (&x)[N]) {
 #endif
   each([&](size_t i) { shifted[i] = x[i] + 12582912.0f; });
   each([&](size_t i) { x[i] = x[i] - (shifted[i] - 12582912.0f); });
-  each([&](size_t i) { p[i] = fma(x[i], splat(1.32647273e-3f), splat(9.67151299e-3f)); });
-  constexpr float kOthers[] = {5.55073358e-2f, 2.40222424e-1f, 6.93147004e-1f, 1.0f};
-#pragma GCC unroll 4
-  for (const float coefficient : kOthers)
+  const auto multiply_add = [&](float coefficient) {
     each([&](size_t i) { p[i] = fma(p[i], x[i], splat(coefficient)); });
+  };
+  if constexpr (kIsRough) {
+    each([&](size_t i) { p[i] = fma(x[i], splat(5.50089516e-2f), splat(2.42211014e-1f)); });
+    multiply_add(6.93282902e-1f);
+  } else {
+    each([&](size_t i) { p[i] = fma(x[i], splat(1.32647273e-3f), splat(9.67151299e-3f)); });
+    multiply_add(5.55073358e-2f);
+    multiply_add(2.40222424e-1f);
+    multiply_add(6.93147004e-1f);
+  }
+  multiply_add(1.0f);
 #ifdef __AVX512F__
   each([&](size_t i) { x[i] = (vf)_mm512_maskz_add_epi32(above[i], (__m512i)p[i], _mm512_slli_epi32((__m512i)shifted[i], 23)); });
 #else

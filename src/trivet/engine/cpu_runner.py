@@ -22,7 +22,7 @@ from trivet.errors import ConfigError, UnsupportedCpu
 if TYPE_CHECKING:
     from trivet.models.load import LoadedModel
 
-KERNEL_REVISION = 5  # raise it when the bits of any kernel change: part of the fingerprint
+KERNEL_REVISION = 6  # raise it when the bits of any kernel change: part of the fingerprint
 
 
 class CpuRunner:
