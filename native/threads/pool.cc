@@ -1,5 +1,6 @@
 // A fork-join pool: a generation counter, a bounded spin, then a futex wait. No OpenMP: two copies of it in one process
 // slow one another, and none survives a fork.
+#include <sched.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -14,7 +15,10 @@
 namespace trivet {
 namespace {
 
-constexpr int kSpins = 4000;  // about 100 us of `pause`: longer than any gap inside a step, shorter than idle
+constexpr int kSpins = 4000;  // 100 to 200 us of `pause`: longer than any gap inside a step, shorter than idle
+// In a turn a thread that is late has been put aside for a while, by something that ran on its core: milliseconds. Whoever
+// sleeps meanwhile is woken late, so it only lets others run.
+constexpr int kMostSpins = 100 * kSpins, kSpinsToYield = 64;
 constexpr uint32_t kActiveMask = 1023;
 
 // Whoever came first is next. A mutex would go to whoever asks again at once, which is what an engine with steps
@@ -43,6 +47,9 @@ struct Pool {
   std::atomic<bool> sleeping_caller{false};
   std::atomic<int> size{1};
   std::atomic<bool> spin{true};
+  std::atomic<bool> stays{false};  // each thread on a core of its own
+  std::atomic<bool> in_turn{false};
+  const std::vector<std::vector<int>> cores = allowed_cores();
   Body body = nullptr;
   void* ctx = nullptr;
   std::mutex failing;
@@ -65,22 +72,41 @@ std::mutex making;
 inline void pause() { __builtin_ia32_pause(); }
 
 template <class Condition>
-bool spin_until(bool spin, Condition done) {
-  for (int i = 0; spin && i < kSpins; ++i) {
+bool spin_until(const Pool& p, Condition done) {
+  for (int i = 0, most = kSpins; p.spin && i < most; ++i) {
     if (done()) return true;
+    if (p.stays && p.in_turn.load(std::memory_order_relaxed)) {
+      most = kMostSpins;
+    } else if (most == kMostSpins) {
+      most = kSpins;
+      i = 0;
+    }
+    if (i > kSpins && i % kSpinsToYield == 0) sched_yield();
     pause();
   }
   return done();
 }
 
+// Puts the calling thread on its core, or, when there are more threads than cores by now, on any.
+void settle(const Pool& p, int index, bool& has_settled) {
+  if (p.stays == has_settled) return;
+  has_settled = p.stays;
+  std::vector<int> cpus;
+  for (size_t core = 0; core < p.cores.size(); ++core)
+    if (!has_settled || core == size_t(index)) cpus.insert(cpus.end(), p.cores[core].begin(), p.cores[core].end());
+  stay_on(cpus);
+}
+
 void worker(Pool* p, int index) {
   uint32_t seen = 0;
+  bool has_settled = false;
   for (;;) {
-    while (!spin_until(p->spin, [&] { return p->generation.load(std::memory_order_acquire) != seen; }))
+    while (!spin_until(*p, [&] { return p->generation.load(std::memory_order_acquire) != seen; }))
       p->generation.wait(seen, std::memory_order_acquire);
     seen = p->generation.load(std::memory_order_acquire);
     const int active = int(seen & kActiveMask);
     if (index < active) {
+      settle(*p, index, has_settled);
       p->run(index, active);
       if (p->running.fetch_sub(1) == 1 && p->sleeping_caller.load()) p->running.notify_one();
     }
@@ -104,7 +130,9 @@ Pool* pool_of(int num_threads) {
     }
     ++p->size;
   }
-  p->spin = p->size <= allowed_cores();  // spinning with more threads than cores starves the others
+  const size_t num_cores = p->cores.empty() ? std::thread::hardware_concurrency() : p->cores.size();
+  p->spin = size_t(p->size) <= num_cores;  // spinning with more threads than cores starves the others
+  p->stays = p->size > 1 && size_t(p->size) == p->cores.size();  // fewer threads leave room: there may be others like this one
   return p;
 }
 
@@ -112,15 +140,25 @@ Pool* pool_of(int num_threads) {
 
 void grow_pool(int num_threads) { pool_of(num_threads); }
 
+void stay_as_first() {
+  static thread_local bool has_settled = false;
+  const Pool* p = the_pool.load();
+  if (p && p->owner == getpid()) settle(*p, 0, has_settled);
+}
+
 PoolTurn::PoolTurn(int num_threads) : pool_(nullptr) {
   if (num_threads <= 1) return;  // the caller alone: nothing is shared
   Pool* p = pool_of(num_threads);
   p->turn.take();
+  p->in_turn.store(true, std::memory_order_relaxed);
   pool_ = p;
 }
 
 PoolTurn::~PoolTurn() {
-  if (pool_) static_cast<Pool*>(pool_)->turn.give();
+  Pool* p = static_cast<Pool*>(pool_);
+  if (!p) return;
+  p->in_turn.store(false, std::memory_order_relaxed);
+  p->turn.give();
 }
 
 void parallel(int num_threads, Body body, void* ctx) {
@@ -136,7 +174,7 @@ void parallel(int num_threads, Body body, void* ctx) {
   p->generation.store(next | uint32_t(num_threads));
   p->generation.notify_all();
   p->run(0, num_threads);
-  if (!spin_until(p->spin, [&] { return p->running.load(std::memory_order_acquire) == 0; })) {
+  if (!spin_until(*p, [&] { return p->running.load(std::memory_order_acquire) == 0; })) {
     p->sleeping_caller.store(true);
     for (int left; (left = p->running.load(std::memory_order_acquire)) != 0;) p->running.wait(left, std::memory_order_acquire);
     p->sleeping_caller.store(false);
