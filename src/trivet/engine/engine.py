@@ -194,7 +194,7 @@ class Engine:
     def _submit(self, plan: Plan) -> None:
         prepared = self._builder.build(plan.seqs, plan.chunks)
         now = self._clock()
-        predicted_s = self.scheduler.model.predict(plan.num_tokens, plan.num_pairs)
+        predicted_s = self.scheduler.model.predict(plan.num_tokens, plan.num_pairs, plan.num_context)
         try:
             handle = self._runner.submit(prepared.batch)
         except Exception as error:
@@ -233,7 +233,9 @@ class Engine:
         if step.predicted_s > 0:
             self._paces.append(result.native_s / step.predicted_s)
         num_prefill = plan.num_tokens - plan.num_decodes
-        self.scheduler.model.observe(plan.num_tokens, plan.num_pairs, result.native_s, num_prefill=num_prefill)
+        self.scheduler.model.observe(
+            plan.num_tokens, plan.num_pairs, plan.num_context, result.native_s, num_prefill=num_prefill
+        )
         self.counters.step(result.start_s, result.end_s, num_prefill, len(prepared.sampled))
         take_scores(result, prepared.scored)
         take_logits(result, prepared.logits)

@@ -37,7 +37,8 @@ class Plan:
     chunks: list[int] = field(default_factory=list)
     num_decodes: int = 0
     num_tokens: int = 0
-    num_pairs: int = 0  # of attention: sum over the new tokens of the context each attends to
+    num_pairs: int = 0  # of prompts' attention: sum over their new tokens of the context each attends to
+    num_context: int = 0  # that decodes attend to
     preempted: list[Sequence] = field(default_factory=list)
 
 
@@ -128,7 +129,7 @@ class Scheduler:
         behind = self._plan_decodes(plan)
         room_s: float | None = None
         if self._target_s is not None and plan.num_decodes and (behind or self.waiting):
-            room_s = self._target_s - self.model.predict(plan.num_tokens, plan.num_pairs)
+            room_s = self._target_s - self.model.predict(plan.num_tokens, 0, plan.num_context)
         self._being_computed.clear()
         for seq in behind:
             if plan.num_tokens >= self.max_tokens:
@@ -143,7 +144,7 @@ class Scheduler:
         """Plans one token for each sequence that has one left, preempting for blocks; returns the other sequences."""
         running, seqs, size = self.running, plan.seqs, self.block_size
         behind: list[Sequence] = []
-        num_pairs = i = 0
+        num_context = i = 0
         while i < len(running):
             seq = running[i]
             i += 1
@@ -155,10 +156,10 @@ class Scheduler:
             if len(seq.blocks) * size < seq.num_tokens and not self._grow(plan, seq):
                 break  # it was the last in order itself
             seqs.append(seq)
-            num_pairs += seq.num_tokens
+            num_context += seq.num_tokens
         plan.num_decodes = plan.num_tokens = len(seqs)
         plan.chunks = [1] * len(seqs)
-        plan.num_pairs = num_pairs
+        plan.num_context = num_context
         return behind
 
     def _grow(self, plan: Plan, seq: Sequence) -> bool:

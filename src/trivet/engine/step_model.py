@@ -1,9 +1,12 @@
 """`StepModel`: how long a step will take, learned from those that ran. Only chunk sizes depend on it, never results.
 
-    step_s = a + b * tokens + c * pairs        pairs = sum over new tokens of the tokens they attend to
+    step_s = a + b * tokens + c * pairs + d * context
 
-`a` is reading the weights, `b` the products, `c` attention. The last steps with and without prompt tokens are kept
-apart, so that a long stretch of pure decoding does not make the model forget what a prompt costs.
+`a` is reading the weights, `b` the products, `c` attention of prompts (pairs: sum over their new tokens of the tokens they
+attend to), `d` that of decodes (context: the tokens they attend to), whose keys are read for one token alone. The
+last steps with and without prompt tokens are kept apart, so that a long stretch of pure decoding does not make the model
+forget what a prompt costs. The fit is of shares of a step's own time: the twentieth by which a prompt's step is off would
+otherwise outweigh whole tokens, and be taken for a disturbance.
 """
 
 from __future__ import annotations
@@ -16,39 +19,41 @@ from numpy.typing import NDArray
 _KEPT = 48  # samples of each kind
 _REFIT = 16  # new samples before the next fit
 _MANY = 16  # prompt tokens from which on a step tells what prompts cost
-_SCALES = np.array([1.0, 64.0, 65536.0])  # one unit of each feature, so that the fit is well conditioned
+_ENOUGH = 96  # prompt tokens in all, before what one costs is known: 16 by themselves take as long as 100
+_SCALES = np.array([1.0, 64.0, 65536.0, 4096.0])  # one unit of each feature, so that the fit is well conditioned
 
 
 class StepModel:
     """A robust least-squares fit with coefficients that are never negative."""
 
     def __init__(self) -> None:
-        self._samples = np.zeros((2, _KEPT, 4))  # [no prompt or some, sample, (1, tokens, pairs, seconds)]
+        self._samples = np.zeros((2, _KEPT, 5))  # [no prompt or some, sample, (1, tokens, pairs, context, seconds)]
         self._num_seen = [0, 0]
-        self._num_new = 0
-        self._base = self._per_token = self._per_pair = 0.0
+        self._num_new = self._num_prefill = 0
+        self._base = self._per_token = self._per_pair = self._per_context = 0.0
 
     @property
     def is_known(self) -> bool:
-        """False until a prompt has been computed: before that, what one costs cannot be told."""
-        return self._num_seen[1] > 0
+        """False until prompts have been computed: before that, what one costs cannot be told."""
+        return self._num_prefill >= _ENOUGH
 
-    def observe(self, tokens: int, pairs: int, seconds: float, *, num_prefill: int) -> None:
-        """A step of `tokens` new tokens, of them `num_prefill` of prompts, and `pairs` took `seconds`."""
+    def observe(self, tokens: int, pairs: int, context: int, seconds: float, *, num_prefill: int) -> None:
+        """A step of `tokens` new tokens, of them `num_prefill` of prompts, `pairs` and `context` took `seconds`."""
         kind = int(num_prefill >= _MANY)
         row = self._samples[kind, self._num_seen[kind] % _KEPT]
-        row[0], row[1], row[2], row[3] = 1.0, tokens, pairs, seconds
+        row[:] = 1.0, tokens, pairs, context, max(seconds, 1e-6)
         self._num_seen[kind] += 1
+        self._num_prefill += num_prefill
         self._num_new += 1
 
-    def predict(self, tokens: int, pairs: int) -> float:
+    def predict(self, tokens: int, pairs: int, context: int) -> float:
         """Seconds that a step with so much work will take."""
         if self._num_new >= min(_REFIT, 1 + sum(self._num_seen) // 4):
             self._fit()
-        return self._base + self.cost(tokens, pairs)
+        return self._base + self.cost(tokens, pairs) + self._per_context * context
 
     def cost(self, tokens: int, pairs: int) -> float:
-        """Seconds by which so much more work makes a step longer."""
+        """Seconds by which so much more of a prompt makes a step longer."""
         return self._per_token * tokens + self._per_pair * pairs
 
     def tokens_within(self, seconds: float, context: int) -> int:
@@ -63,35 +68,34 @@ class StepModel:
     def _fit(self) -> None:
         self._num_new = 0
         rows = np.concatenate([self._samples[kind, : min(seen, _KEPT)] for kind, seen in enumerate(self._num_seen)])
-        features, seconds = rows[:, :3] / _SCALES, rows[:, 3]
-        found = np.array([self._base, self._per_token, self._per_pair]) * _SCALES
+        features = rows[:, :4] / _SCALES / rows[:, 4:]
+        found = np.array([self._base, self._per_token, self._per_pair, self._per_context]) * _SCALES
         # Steps that something else disturbed get less weight: those far from the last fit, or, at first, from this one.
         for _ in range(1 if found.any() else 5):
-            off = np.abs(seconds - features @ found)
+            off = np.abs(1.0 - features @ found)
             usual = float(np.sort(off)[len(off) // 2])
-            found = _nonnegative_fit(features, seconds, 1.0 / (1.0 + np.square(off / (2.0 * usual + 1e-9))))
-        self._base, self._per_token, self._per_pair = (found / _SCALES).tolist()
+            found = _nonnegative_fit(features, 1.0 / (1.0 + np.square(off / (2.0 * usual + 1e-9))))
+        self._base, self._per_token, self._per_pair, self._per_context = (found / _SCALES).tolist()
 
 
-def _nonnegative_fit(
-    features: NDArray[np.float64], seconds: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Coefficients [3] >= 0 of a weighted least squares; a negative one is set to 0 and the others fitted again."""
+def _nonnegative_fit(features: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Coefficients >= 0 of a weighted least squares against 1; a negative one is set to 0 and the others fitted again."""
+    num = features.shape[1]
     weighted = features * weights[:, None]
-    normal, right = weighted.T @ features, weighted.T @ seconds
-    normal.flat[::4] += 1e-6 * max(float(normal.flat[::4].sum()), 1e-12)
-    active = [0, 1, 2]
+    normal, right = weighted.T @ features, weighted.sum(0)
+    normal.flat[:: num + 1] += 1e-6 * max(float(normal.flat[:: num + 1].sum()), 1e-12)
+    active = list(range(num))
     while active:
-        if len(active) == 3:
+        if len(active) == num:
             solved = np.linalg.solve(normal, right)
         else:
             solved = np.linalg.solve(normal[np.ix_(active, active)], right[active])
         if solved.min() >= 0:
-            found = np.zeros(3)
+            found = np.zeros(num)
             found[active] = solved
             return found
         active.pop(int(solved.argmin()))
-    return np.zeros(3)
+    return np.zeros(num)
 
 
 class MovingRate:
