@@ -95,7 +95,7 @@ class SchedulerConfig:
     itl_target_s: Annotated[
         float | None,
         "running streams keep this inter-token latency while prompts come in: the budget shrinks; `None`: off",
-    ] = 0.2
+    ] = 0.15
     max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = (
         256
     )

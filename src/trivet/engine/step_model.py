@@ -2,11 +2,11 @@
 
     step_s = a + b * tokens + c * pairs + d * context
 
-`a` is reading the weights, `b` the products, `c` attention of prompts (pairs: sum over their new tokens of the tokens they
-attend to), `d` that of decodes (context: the tokens they attend to), whose keys are read for one token alone. The
-last steps with and without prompt tokens are kept apart, so that a long stretch of pure decoding does not make the model
-forget what a prompt costs. The fit is of shares of a step's own time: the twentieth by which a prompt's step is off would
-otherwise outweigh whole tokens, and be taken for a disturbance.
+`a` is reading the weights, `b` the products, `c` attention of prompts (pairs: sum over their new tokens of the tokens
+they attend to), `d` that of decodes (context: the tokens they attend to), whose keys are read for one token alone. The
+last steps with and without prompt tokens are kept apart, so that a long stretch of pure decoding does not make the
+model forget what a prompt costs. The fit is of shares of a step's own time: the twentieth by which a prompt's step is
+off would otherwise outweigh whole tokens, and be taken for a disturbance.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class StepModel:
 
 
 def _nonnegative_fit(features: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients >= 0 of a weighted least squares against 1; a negative one is set to 0 and the others fitted again."""
+    """Coefficients >= 0 of a weighted least squares against 1; a negative one is set to 0 and others fitted again."""
     num = features.shape[1]
     weighted = features * weights[:, None]
     normal, right = weighted.T @ features, weighted.sum(0)

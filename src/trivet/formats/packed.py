@@ -9,6 +9,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from trivet.formats.layout import (
 from trivet.formats.safetensors import TensorView
 
 PREFIX_BYTES = 24
+_SYNC_BYTES = 64 * 2**20  # go to the disk together, while the next are packed
 BLANK_DIGEST = "0" * 64
 Progress = Callable[[int, int], None]  # (weights packed so far, of how many)
 
@@ -141,22 +143,35 @@ def write_packed(
 ) -> PackedHeader:
     """Writes the file and returns its final header; the caller renames it into place.
 
-    The space is allocated first: a disk that fills up is an OSError here, not a fault in the memory map later.
+    The space is allocated first: a disk that fills up is an OSError here, not a fault in the memory map later. The
+    digest, and most of the writing to the disk, happen behind the packing, in a thread.
     """
-    with path.open("w+b") as file:
+    with path.open("w+b") as file, ThreadPoolExecutor(1) as behind:
         os.posix_fallocate(file.fileno(), 0, header.nbytes)
         buffer = np.frombuffer(_in_huge_pages(mmap.mmap(file.fileno(), header.nbytes)), np.uint8)
         digest = hashlib.sha256(msgspec.json.encode([LAYOUT_VERSION, header.spec, header.precision, header.group_size]))
         total = sum(plan.n * plan.k for plan in plans)
-        done = 0
+        done = unwritten = 0
+
+        def finish(plan: TensorPlan, tensor: PackedTensor) -> None:
+            nonlocal unwritten
+            digest.update(msgspec.json.encode([plan.name, plan.kind, plan.n, plan.k, plan.group]))
+            digest.update(buffer.data[tensor.offset : tensor.offset + tensor.nbytes])
+            unwritten += tensor.nbytes
+            if unwritten >= _SYNC_BYTES:
+                os.fdatasync(file.fileno())
+                unwritten = 0
+
+        finishing = []
         for plan in plans:
             tensor = header.tensors[plan.name]
             _fill(buffer, tensor, plan, num_threads)
-            digest.update(msgspec.json.encode([plan.name, plan.kind, plan.n, plan.k, plan.group]))
-            digest.update(buffer.data[tensor.offset : tensor.offset + tensor.nbytes])
+            finishing.append(behind.submit(finish, plan, tensor))
             done += plan.n * plan.k
             if progress is not None:
                 progress(done, total)
+        for finished in finishing:
+            finished.result()
         header = msgspec.structs.replace(header, digest=digest.hexdigest())
         encoded = msgspec.json.encode(header)
         prefix = MAGIC + LAYOUT_VERSION.to_bytes(4, "little") + bytes(4) + len(encoded).to_bytes(8, "little")
