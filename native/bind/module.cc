@@ -18,8 +18,7 @@ NB_MODULE(_core, m) {
   m.doc() = "Trivet's native core: kernels, one transformer step a call, packing, sampling, measuring.";
   m.def("allowed_threads", &trivet::allowed_threads,
         "Compute threads unless said: one for each core that the affinity mask and the CPU quota allow.");
-  const auto num_cores = [](const std::vector<int>& cpus, const std::string& root) { return trivet::cores_of(cpus, root).size(); };
-  m.def("num_cores", num_cores, nb::arg("cpus"), nb::arg("root") = "/sys/devices/system/cpu",
+  m.def("num_cores", &trivet::num_cores, nb::arg("cpus"), nb::arg("root") = "/sys/devices/system/cpu",
         "Cores that these CPUs lie on: two that are threads of one core count once.");
   m.def("cgroup_quota", &trivet::cgroup_quota, nb::arg("membership") = "/proc/self/cgroup", nb::arg("root") = "/sys/fs/cgroup",
         "CPUs that the quota of this process's cgroups, and of those above them, allows; 0: no quota.");

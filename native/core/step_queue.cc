@@ -4,8 +4,6 @@
 #include <chrono>
 #include <utility>
 
-#include "trivet/threads.h"
-
 namespace trivet {
 namespace {
 
@@ -73,7 +71,6 @@ void StepQueue::run() {
 }
 
 void StepQueue::compute(Job& job) {
-  stay_as_first();
   job.times.start_s = now_s();
   try {
     for (size_t i = 0; i < job.in.num_tokens; ++i) {

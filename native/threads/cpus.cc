@@ -2,7 +2,6 @@
 // cgroup above it.
 #include <sched.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -91,44 +90,28 @@ std::vector<int> allowed_cpus() {
 
 }  // namespace
 
-std::vector<std::vector<int>> cores_of(const std::vector<int>& cpus, const std::string& root) {
-  constexpr size_t kMostThreads = 4;  // of a core; a list of more is a made-up topology of a virtual machine
-  std::map<std::string, std::vector<int>> siblings;  // CPUs by what those of a core have in common
+int num_cores(const std::vector<int>& cpus, const std::string& root) {
+  constexpr ptrdiff_t kMostThreads = 4;     // of a core; a list of more is a made-up topology of a virtual machine
+  std::map<std::string, ptrdiff_t> siblings;  // CPUs by what those of a core have in common
   for (const int cpu : cpus) {
     const std::string folder = root + "/cpu" + std::to_string(cpu);
     FILE* f = std::fopen((folder + "/topology/thread_siblings_list").c_str(), "r");
     char line[256];
-    siblings[f && std::fgets(line, sizeof line, f) ? line : folder].push_back(cpu);  // not known: a core of its own
+    ++siblings[f && std::fgets(line, sizeof line, f) ? line : folder];  // not known: a core of its own
     if (f) std::fclose(f);
   }
-  std::vector<std::vector<int>> cores;
-  for (const auto& [list, of_core] : siblings) {
-    if (of_core.size() <= kMostThreads)
-      cores.push_back(of_core);
-    else
-      for (const int cpu : of_core) cores.push_back({cpu});
-  }
-  std::sort(cores.begin(), cores.end());
-  return cores;
+  ptrdiff_t cores = 0;
+  for (const auto& [list, num] : siblings) cores += num > kMostThreads ? num : 1;
+  return int(cores);
 }
 
-std::vector<std::vector<int>> allowed_cores() { return cores_of(allowed_cpus(), "/sys/devices/system/cpu"); }
-
-void stay_on(const std::vector<int>& cpus) {
-  if (cpus.empty()) return;
-  const size_t room = size_t(*std::max_element(cpus.begin(), cpus.end())) + 1;
-  cpu_set_t* set = CPU_ALLOC(room);
-  if (!set) return;
-  const size_t bytes = CPU_ALLOC_SIZE(room);
-  CPU_ZERO_S(bytes, set);
-  for (const int cpu : cpus) CPU_SET_S(size_t(cpu), bytes, set);
-  sched_setaffinity(0, bytes, set);
-  CPU_FREE(set);
+int allowed_cores() {
+  const int cores = num_cores(allowed_cpus(), "/sys/devices/system/cpu");
+  return cores ? cores : int(std::thread::hardware_concurrency());
 }
 
 int allowed_threads() {
-  int n = int(allowed_cores().size());
-  if (n == 0) n = int(std::thread::hardware_concurrency());
+  int n = allowed_cores();
   const double quota = cgroup_quota("/proc/self/cgroup", "/sys/fs/cgroup");
   if (quota > 0 && quota < n) n = int(quota + 0.5);  // 1.5 CPUs: 2 threads
   return n < 1 ? 1 : n;

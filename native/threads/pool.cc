@@ -16,8 +16,8 @@ namespace trivet {
 namespace {
 
 constexpr int kSpins = 4000;  // 100 to 200 us of `pause`: longer than any gap inside a step, shorter than idle
-// In a turn a thread that is late has been put aside for a while, by something that ran on its core: milliseconds. Whoever
-// sleeps meanwhile is woken late, so it only lets others run.
+// Who is later than that inside a step was put aside by something else on its core, for milliseconds. A thread that sleeps
+// meanwhile is woken late, and on the core of another; so it gives its core to whoever wants it, and looks again: up to 20 ms.
 constexpr int kMostSpins = 100 * kSpins, kSpinsToYield = 64;
 constexpr uint32_t kActiveMask = 1023;
 
@@ -47,9 +47,8 @@ struct Pool {
   std::atomic<bool> sleeping_caller{false};
   std::atomic<int> size{1};
   std::atomic<bool> spin{true};
-  std::atomic<bool> stays{false};  // each thread on a core of its own
+  std::atomic<bool> may_yield{true};
   std::atomic<bool> in_turn{false};
-  const std::vector<std::vector<int>> cores = allowed_cores();
   Body body = nullptr;
   void* ctx = nullptr;
   std::mutex failing;
@@ -75,9 +74,9 @@ template <class Condition>
 bool spin_until(const Pool& p, Condition done) {
   for (int i = 0, most = kSpins; p.spin && i < most; ++i) {
     if (done()) return true;
-    if (p.stays && p.in_turn.load(std::memory_order_relaxed)) {
+    if (p.may_yield && p.in_turn.load(std::memory_order_relaxed)) {
       most = kMostSpins;
-    } else if (most == kMostSpins) {
+    } else if (most == kMostSpins) {  // the turn is over
       most = kSpins;
       i = 0;
     }
@@ -87,26 +86,14 @@ bool spin_until(const Pool& p, Condition done) {
   return done();
 }
 
-// Puts the calling thread on its core, or, when there are more threads than cores by now, on any.
-void settle(const Pool& p, int index, bool& has_settled) {
-  if (p.stays == has_settled) return;
-  has_settled = p.stays;
-  std::vector<int> cpus;
-  for (size_t core = 0; core < p.cores.size(); ++core)
-    if (!has_settled || core == size_t(index)) cpus.insert(cpus.end(), p.cores[core].begin(), p.cores[core].end());
-  stay_on(cpus);
-}
-
 void worker(Pool* p, int index) {
   uint32_t seen = 0;
-  bool has_settled = false;
   for (;;) {
     while (!spin_until(*p, [&] { return p->generation.load(std::memory_order_acquire) != seen; }))
       p->generation.wait(seen, std::memory_order_acquire);
     seen = p->generation.load(std::memory_order_acquire);
     const int active = int(seen & kActiveMask);
     if (index < active) {
-      settle(*p, index, has_settled);
       p->run(index, active);
       if (p->running.fetch_sub(1) == 1 && p->sleeping_caller.load()) p->running.notify_one();
     }
@@ -130,21 +117,15 @@ Pool* pool_of(int num_threads) {
     }
     ++p->size;
   }
-  const size_t num_cores = p->cores.empty() ? std::thread::hardware_concurrency() : p->cores.size();
-  p->spin = size_t(p->size) <= num_cores;  // spinning with more threads than cores starves the others
-  p->stays = p->size > 1 && size_t(p->size) == p->cores.size();  // fewer threads leave room: there may be others like this one
+  p->spin = p->size <= allowed_cores();  // spinning with more threads than cores starves the others
+  const double quota = cgroup_quota("/proc/self/cgroup", "/sys/fs/cgroup");
+  p->may_yield = quota == 0 || quota >= p->size;  // time that is given away comes out of the quota, too
   return p;
 }
 
 }  // namespace
 
 void grow_pool(int num_threads) { pool_of(num_threads); }
-
-void stay_as_first() {
-  static thread_local bool has_settled = false;
-  const Pool* p = the_pool.load();
-  if (p && p->owner == getpid()) settle(*p, 0, has_settled);
-}
 
 PoolTurn::PoolTurn(int num_threads) : pool_(nullptr) {
   if (num_threads <= 1) return;  // the caller alone: nothing is shared

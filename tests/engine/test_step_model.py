@@ -93,6 +93,9 @@ def test_nothing_is_known_before_the_first_prompt() -> None:
     assert not model.is_known and model.predict(40, 0, 400) == pytest.approx(0.02, rel=0.01)
     model.observe(16, 136, 0, 0.02, num_prefill=16)
     assert not model.is_known
+    for _ in range(20):  # ends of prompts that were in the cache are counted with the decodes
+        model.observe(15, 4000, 0, 0.02, num_prefill=15)
+    assert not model.is_known
     model.observe(100, 5000, 0, 0.1, num_prefill=100)
     assert model.is_known
 

@@ -308,6 +308,19 @@ def test_disk_that_fills_up_is_a_cache_error(folder: Path, own_cache: Path, monk
     assert list(own_cache.iterdir()) == []
 
 
+def test_a_disk_that_fails_behind_the_packing_is_a_cache_error(
+    folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    monkeypatch.setattr("trivet.formats.packed._SYNC_BYTES", 1)
+    with pytest.raises(CacheError, match="Input/output error"):
+        load_packed(folder, precision="int8")
+    assert list(own_cache.iterdir()) == []
+
+
 def test_leftovers_of_an_interruption_are_removed(folder: Path, own_cache: Path) -> None:
     name = cache.file_name(folder, "int8", 32).removesuffix(".trivet")
     own_cache.mkdir()

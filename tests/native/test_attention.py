@@ -29,7 +29,10 @@ def woven(keys: Array, values: Array, n: int) -> Array:
 class Cache:
     """Random keys and values in shuffled blocks that end where memory does; slots past the last hold numbers."""
 
-    def __init__(self, keys: int, pp: int, int8: bool, *, seed: int = 0, extreme: bool = False) -> None:
+    def __init__(
+        self, keys: int, pp: int, int8: bool, *, seed: int = 0, extreme: bool = False, given: Array | None = None
+    ) -> None:
+        """`given`: these keys, bf16 numbers [keys, pp], keys a multiple of BLOCK."""
         rng = np.random.default_rng([seed, keys, pp])
         num = -(-keys // BLOCK)
         self.int8, self.pp, self.table = int8, pp, rng.permutation(num).astype(np.int32)
@@ -45,7 +48,8 @@ class Cache:
                     c[max(keys - b * BLOCK, 0) :] = 127  # 0xff as it is stored
                 blocks.append((*codes, *scales))
             else:
-                blocks.append(tuple(from_bf16(bf16(rng.standard_normal(shape).astype(np.float32))) for _ in "kv"))
+                k, v = (from_bf16(bf16(rng.standard_normal(shape).astype(np.float32))) for _ in "kv")
+                blocks.append((k if given is None else given[b * BLOCK : (b + 1) * BLOCK], v))
         self.k = np.concatenate([b[0] for b in blocks])[:keys].astype(np.float64)
         self.v = np.concatenate([b[1] for b in blocks])[:keys].astype(np.float64)
         self.k_scale = np.concatenate([b[2] for b in blocks])[:keys].astype(np.float64) if int8 else np.ones(keys)
@@ -138,16 +142,39 @@ def test_keys_past_the_last_looked_at_do_not_count(isa: str, rows: int, int8: bo
     assert bits(got) == bits(cache.attend(q, np.full(rows, 95), [96]))
 
 
-def test_sums_of_extremes_do_not_overflow(isa: str) -> None:
+@pytest.mark.parametrize("rows", [4, 20])
+def test_sums_of_extremes_do_not_overflow(isa: str, rows: int) -> None:
     """All codes 127 or -127, all queries as large as they get, all weights equal: int32 holds it at the widest head."""
     cache = Cache(256, 256, True, extreme=True)
-    q = bf16(np.sign(cache.k[:4]).astype(np.float32) * 0.01)  # equal magnitudes: 16 bits are full
-    position = np.full(4, 255)
+    q = bf16(np.sign(cache.k[:rows]).astype(np.float32) * 0.01)  # equal magnitudes: all bits are full
+    position = np.full(rows, 255)
     got, want = cache.attend(q, position, [256]), cache.exact(q, position)
     assert np.abs(got[0] / got[2][:, None] - want).max() <= 1e-3 * np.abs(want).max()
     zero = cache.attend(np.zeros_like(q), position, [256])  # every key as likely
     mean = (cache.v * cache.v_scale[:, None]).mean(0)
     assert np.abs(zero[0] / zero[2][:, None] - mean).max() <= 1e-3 * np.abs(cache.v * cache.v_scale[:, None]).max()
+
+
+def test_all_tiers_move_the_maximum_at_the_same_scores(isa: str) -> None:
+    """The second step's scores lie above the first one's by 8 in powers of 2, to within two places of a float32:
+    whether the maximum moves is a matter of how the difference is rounded. A score is the sum of three bf16 numbers."""
+    rng = np.random.default_rng(7)
+    border = np.float32(8 / (0.125 * np.log2(np.e)))
+    q = np.zeros((1, 32), np.uint16)
+    q[0, :3] = bf16(np.ones(3, np.float32))
+    for _ in range(60):
+        first = np.float32(rng.uniform(-30, 30))
+        keys = np.zeros((256, 32), np.float32)
+        for step, score in enumerate((first, first + border * np.float32(1 + rng.integers(-3, 4) * 2.0**-24))):
+            left = score
+            for part in range(3):
+                keys[128 * step : 128 * step + 128, part] = from_bf16(bf16(np.array([left])))[0]
+                left = left - keys[128 * step, part]
+        cache = Cache(256, 32, False, given=keys)
+        got = bits(cache.attend(q, np.array([255]), [256]))
+        _core.set_isa(_core.twin_of(isa))
+        assert bits(cache.attend(q, np.array([255]), [256])) == got, first
+        _core.set_isa(isa)
 
 
 @pytest.mark.parametrize("cuts", [[100, 200], [128, 128], [0, 128], [-128, 128], [256]])

@@ -76,43 +76,6 @@ def test_measuring_beside_a_step_disturbs_neither(tmp_path: Path) -> None:
         other.join()
 
 
-PLACES = """
-import os
-from pathlib import Path
-def places():  # the CPUs of every thread of this process but the first
-    tasks = [t for t in Path("/proc/self/task").iterdir() if t.name != str(os.getpid())]
-    return [(t / "status").read_text().split("Cpus_allowed_list:")[1].split()[0] for t in tasks]
-"""
-
-
-def test_threads_that_fill_all_cores_stay_on_them_until_there_are_more(tmp_path: Path) -> None:
-    """Of two CPUs, a thread each fills them; a third thread, and none has a place of its own. Where there are no two
-    cores, none has one at any time."""
-    cpus = sorted(os.sched_getaffinity(0))[:2]
-    folder = make_checkpoint(tmp_path / "m")
-    out = run(f"""
-import os
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-os.sched_setaffinity(0, {cpus})
-{PLACES}
-from steps import logits_of, make_runner
-from trivet import _core
-cores = _core.num_cores({cpus})
-runner = make_runner({str(folder)!r}, threads=cores)
-logits_of(runner, [1, 2, 3], [3])
-print(sorted(places()), sorted(os.sched_getaffinity(0)))
-_core.measure_peak("int8", cores + 1)
-logits_of(runner, [1, 2, 3], [3])
-print(len(set(places())))
-""")
-    first, second = out.splitlines()
-    if _core.num_cores(cpus) == 2:
-        assert first == f"{[str(cpu) for cpu in cpus]} {cpus}"
-    else:
-        assert len(set(first.split("]")[0].split(", "))) <= 1
-    assert second == "1"
-
-
 @pytest.mark.parametrize(
     "membership,files,quota",
     [

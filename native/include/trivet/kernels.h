@@ -115,7 +115,7 @@ struct AttendItem {
 };
 // out: f32 [kQueryTile][Pp] (rows past num_rows are of no meaning) not yet divided, max and sum f32 [num_rows]; exact
 // meaning in common/attention.h and the two forms it names. The maximum is one of scores without `scale`.
-//   scratch  64-byte aligned, attend_scratch_bytes(pp)
+//   scratch  64-byte aligned, attend_scratch_bytes(pp): the most that a form of a tier says it takes
 using AttendFn = void (*)(const AttendItem& item, float* out, float* row_max, float* row_sum, uint8_t* scratch);
 constexpr size_t attend_scratch_bytes(size_t pp) { return kQueryTile * (12 * kKeyStep + 6 * pp + 64) + 8192 + 2 * kKeyStep * pp; }
 

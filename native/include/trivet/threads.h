@@ -11,12 +11,9 @@ namespace trivet {
 // How many threads there are by default: one for each core behind the affinity mask, as far as the CPU quota of this process's
 // cgroups goes (at least 1). Hardware threads of one core share its arithmetic and its misses under way.
 int allowed_threads();
-// The CPUs of each core that the calling thread may use; empty if the system does not say.
-std::vector<std::vector<int>> allowed_cores();
-// These CPUs by the cores they lie on, after the topology that the system shows at `root` (/sys/devices/system/cpu).
-std::vector<std::vector<int>> cores_of(const std::vector<int>& cpus, const std::string& root);
-// Lets the calling thread run on these CPUs alone. Where the system refuses, it runs where it did.
-void stay_on(const std::vector<int>& cpus);
+int allowed_cores();
+// How many cores these CPUs lie on, by the topology that the system shows at `root` (/sys/devices/system/cpu).
+int num_cores(const std::vector<int>& cpus, const std::string& root);
 // CPUs by the quota of the cgroups named in the file `membership` (as /proc/self/cgroup) and of those above them, in
 // the hierarchy mounted at `root`; 0: no quota.
 double cgroup_quota(const std::string& membership, const std::string& root);
@@ -36,11 +33,6 @@ void parallel(int num_threads, F&& f) {
 
 // Makes sure that the pool has at least num_threads threads; never shrinks.
 void grow_pool(int num_threads);
-
-// For a thread that does nothing but open regions: where the pool has one thread for each core, they stay on their cores, and
-// so does this one, on the first. Threads that wander meet on one core and wait for each other, whenever something else
-// has run for a moment.
-void stay_as_first();
 
 // Holds the pool for many regions in a row, where its threads keep state between them (tile shapes during a step).
 // Other holders wait; regions of callers that hold no turn still come in between.

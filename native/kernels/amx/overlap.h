@@ -1,5 +1,5 @@
-// Attention of more than 16 rows. The tile unit multiplies the scores of the next rows and the values of the last ones while
-// vectors make weights of these rows' scores, a share after each row: 0.8x of the time of one after the other.
+// Attention of more than 16 rows. The tile unit multiplies the scores of the next step and the values of the last one while
+// vectors make weights of this step's scores, a share after each row: 0.8x of the time of one after the other.
 #pragma once
 
 #include "kernels/amx/amx.h"
@@ -213,7 +213,8 @@ class OverlapCodes {
     for (size_t col = 0; col < pp; col += 32)
       for (size_t row = 0; row < kQueryTile; row += 16) {
         auto& p = waiting.add(num);
-        p = {w_[turn].bytes(row), w_[turn].row_bytes(), kKeyStep, {}, num, 4 * pp, 64, bytes(sums_of_part(row / 16)), 128, 2048, false, int(col + row / 16)};
+        p = {w_[turn].bytes(row), w_[turn].row_bytes(), kKeyStep, {}, num, 4 * pp, 64, bytes(sums_of_part(row / 16)), 128, 2048, false,
+             int(col + row / 16)};
         for (size_t i = 0; i < num; ++i) p.b[i] = values(turn) + i * 64 * pp + 4 * col;
       }
   }

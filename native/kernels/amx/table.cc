@@ -32,7 +32,7 @@ TRIVET_INLINE void chain(const uint16_t* a, size_t lda, B&& b, size_t num, size_
   _tile_stored(1, c + 16, 4 * ldc);
 }
 
-// For up to 16 rows, as everything here: more are in overlap.h, where nothing is asked for ahead.
+// For up to 16 rows, as everything here: more are in overlap.h.
 struct TileHalves {
   static constexpr bool kByLines = false;
   static constexpr size_t kMostAsking = 16;
@@ -49,15 +49,17 @@ struct TileHalves {
 
 // c[r, 0..31] = sum over i < num of a[r, 64 i ..] . (b(i, 0), b(i, 1)) for 16 rows. Of numbers in halves the high and the low
 // ones apart, each tile of b used for both. meanwhile(i) is called on the way.
-template <class Rows, class B, class F>
-TRIVET_INLINE void chain_codes(const Rows& a, B&& b, size_t num, size_t ldb, int32_t* c, size_t ldc, F&& meanwhile) {
-  constexpr bool kHalves = Rows::kParts == 2;
+template <class Numbered, class B, class F>
+TRIVET_INLINE void chain_codes(const Numbered& a, B&& b, size_t num, size_t ldb, int32_t* c, size_t ldc, F&& meanwhile) {
+  constexpr bool kHalves = Numbered::kParts == 2;
   alignas(64) int32_t sums[2][16][32];
   stored();
   _tile_zero(0);
   _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  if constexpr (kHalves) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (size_t i = 0; i < num; ++i) {
     _tile_loadd(4, a.bytes(0) + 64 * i, a.row_bytes());
     _tile_loadd(6, b(i, 0), ldb);

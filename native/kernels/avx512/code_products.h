@@ -13,9 +13,9 @@ namespace {
 
 // R rows of Bytes or Halves from `row` on against 32 columns of codes, 32 numbers at a time: at(i, j, g) gives numbers
 // 32 i + 4 j .. + 3 of columns 16 g .. + 15.
-template <int R, class Rows, class At>
-void block_of_codes(const Rows& a, size_t row, size_t num, At&& at, int32_t* c, size_t ldc) {
-  __m512i acc[R][Rows::kParts][2];
+template <int R, class Numbered, class At>
+void block_of_codes(const Numbered& a, size_t row, size_t num, At&& at, int32_t* c, size_t ldc) {
+  __m512i acc[R][Numbered::kParts][2];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
@@ -28,7 +28,7 @@ void block_of_codes(const Rows& a, size_t row, size_t num, At&& at, int32_t* c, 
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-        for (size_t part = 0; part < Rows::kParts; ++part) {
+        for (size_t part = 0; part < Numbered::kParts; ++part) {
           int32_t four;
           __builtin_memcpy(&four, x + size_t(r) * a.row_bytes() + part * a.length + 32 * i + 4 * j, 4);
           const __m512i s = _mm512_set1_epi32(four);
@@ -41,13 +41,13 @@ void block_of_codes(const Rows& a, size_t row, size_t num, At&& at, int32_t* c, 
 #pragma GCC unroll 2
     for (int g = 0; g < 2; ++g) {
       __m512i sum = acc[r][0][g];
-      if constexpr (Rows::kParts == 2) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), acc[r][1][g]);
+      if constexpr (Numbered::kParts == 2) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), acc[r][1][g]);
       _mm512_storeu_si512(c + (row + size_t(r)) * ldc + 16 * g, sum);
     }
 }
 
-template <class Rows, class At>
-TRIVET_INLINE void block_of_codes(const Rows& a, size_t row, size_t rows, size_t num, At&& at, int32_t* c, size_t ldc) {
+template <class Numbered, class At>
+TRIVET_INLINE void block_of_codes(const Numbered& a, size_t row, size_t rows, size_t num, At&& at, int32_t* c, size_t ldc) {
   switch (rows) {
     case 1: return block_of_codes<1>(a, row, num, at, c, ldc);
     case 2: return block_of_codes<2>(a, row, num, at, c, ldc);
@@ -62,8 +62,8 @@ struct CodeProducts {
   static constexpr bool kByLines = true;
   static constexpr size_t kMostAsking = kQueryTile;
   // The first rows ask, with asking(i, j, g), the others do not, with at(i, j, g).
-  template <class Rows, class At, class Asking>
-  TRIVET_INLINE void tile(const Rows& a, size_t rows, size_t num, int32_t* c, size_t ldc, bool asks, At&& at, Asking&& asking) {
+  template <class Numbered, class At, class Asking>
+  TRIVET_INLINE void tile(const Numbered& a, size_t rows, size_t num, int32_t* c, size_t ldc, bool asks, At&& at, Asking&& asking) {
     for_runs(rows, 4, [&](size_t r, size_t length, size_t run, size_t) {
       if (run == 0 && asks) return block_of_codes(a, r, length, num, asking, c, ldc);
       block_of_codes(a, r, length, num, at, c, ldc);

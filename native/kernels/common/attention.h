@@ -89,8 +89,10 @@ TRIVET_INLINE void take_scores(Form& form, size_t r, int64_t visible, size_t key
   }
   vf m = load(row);
   for (size_t j = 16; j < seen; j += 16) m = max(m, load(row + j));
-  const float step_max = max_lane(m) * form.unit(r);
-  const float old_max = row_max[r], new_max = (step_max - old_max) * c <= 8.0f ? old_max : step_max;  // NaN moves it
+  const float top = max_lane(m), old_max = row_max[r];
+  // decided as in take_whole_row, to the bit: rounding keeps the order, so the highest score decides for all; NaN moves it
+  const bool stays = __builtin_fmaf(top, c * form.unit(r), -(old_max * c)) <= 8.0f;
+  const float new_max = stays ? old_max : top * form.unit(r);
   const bool is_first = old_max == -__builtin_inff();  // then o and l are 0, whatever they are multiplied with
   const float a = old_max == new_max || is_first ? 1.0f : exp2(splat((old_max - new_max) * c))[0];
   const vf factor = splat(c * form.unit(r)), moved = splat(-(new_max * c));

@@ -43,7 +43,7 @@ class StepModel:
         row = self._samples[kind, self._num_seen[kind] % _KEPT]
         row[:] = 1.0, tokens, pairs, context, max(seconds, 1e-6)
         self._num_seen[kind] += 1
-        self._num_prefill += num_prefill
+        self._num_prefill += num_prefill * kind
         self._num_new += 1
 
     def predict(self, tokens: int, pairs: int, context: int) -> float:

@@ -9,7 +9,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,26 +152,25 @@ def write_packed(
         digest = hashlib.sha256(msgspec.json.encode([LAYOUT_VERSION, header.spec, header.precision, header.group_size]))
         total = sum(plan.n * plan.k for plan in plans)
         done = unwritten = 0
-
-        def finish(plan: TensorPlan, tensor: PackedTensor) -> None:
-            nonlocal unwritten
-            digest.update(msgspec.json.encode([plan.name, plan.kind, plan.n, plan.k, plan.group]))
-            digest.update(buffer.data[tensor.offset : tensor.offset + tensor.nbytes])
-            unwritten += tensor.nbytes
-            if unwritten >= _SYNC_BYTES:
-                os.fdatasync(file.fileno())
-                unwritten = 0
-
-        finishing = []
-        for plan in plans:
-            tensor = header.tensors[plan.name]
-            _fill(buffer, tensor, plan, num_threads)
-            finishing.append(behind.submit(finish, plan, tensor))
-            done += plan.n * plan.k
-            if progress is not None:
-                progress(done, total)
-        for finished in finishing:
-            finished.result()
+        finishing: list[Future[None]] = []
+        try:
+            for plan in plans:
+                tensor = header.tensors[plan.name]
+                _fill(buffer, tensor, plan, num_threads)
+                unwritten += tensor.nbytes
+                packed = buffer.data[tensor.offset : tensor.offset + tensor.nbytes]
+                finishing.append(behind.submit(_digest, digest, plan, packed))
+                if unwritten >= _SYNC_BYTES:
+                    finishing.append(behind.submit(os.fdatasync, file.fileno()))
+                    unwritten = 0
+                done += plan.n * plan.k
+                if progress is not None:
+                    progress(done, total)
+            for finished in finishing:
+                finished.result()
+        except BaseException:
+            behind.shutdown(cancel_futures=True)  # nobody needs the rest of a file that is thrown away
+            raise
         header = msgspec.structs.replace(header, digest=digest.hexdigest())
         encoded = msgspec.json.encode(header)
         prefix = MAGIC + LAYOUT_VERSION.to_bytes(4, "little") + bytes(4) + len(encoded).to_bytes(8, "little")
@@ -179,6 +178,11 @@ def write_packed(
         file.flush()
         os.fsync(file.fileno())
     return header
+
+
+def _digest(digest: hashlib._Hash, plan: TensorPlan, packed: memoryview) -> None:
+    digest.update(msgspec.json.encode([plan.name, plan.kind, plan.n, plan.k, plan.group]))
+    digest.update(packed)
 
 
 def _in_huge_pages(mapped: mmap.mmap) -> mmap.mmap:
