@@ -117,7 +117,7 @@ struct AttendItem {
 // meaning in common/attention.h and the two forms it names. The maximum is one of scores without `scale`.
 //   scratch  64-byte aligned, attend_scratch_bytes(pp): the most that a form of a tier says it takes
 using AttendFn = void (*)(const AttendItem& item, float* out, float* row_max, float* row_sum, uint8_t* scratch);
-constexpr size_t attend_scratch_bytes(size_t pp) { return kQueryTile * (12 * kKeyStep + 6 * pp + 64) + 8192 + 2 * kKeyStep * pp; }
+constexpr size_t attend_scratch_bytes(size_t pp) { return kQueryTile * (12 * kKeyStep + 6 * pp + 64) + 4096 + 2 * kKeyStep * pp; }
 
 // Adds the partial (out2, max2, sum2) of the next segment into (out, max, sum); rows with max2 = -inf are left alone.
 // Both maxima are times scale log2(e) here.

@@ -117,8 +117,7 @@ struct Phase {
 //   prepare(i, n)                         and has been, for the i-th of n rows: a share of what its values need
 //   add_values(phase, turn, waiting)      its weights are to be multiplied with values
 //   part_done(part)                       such a product is done, where it named a part
-//   values_added()                        all of them are
-//   weights_made()                        of the other phase, after that
+//   weights_made()                        its weights are made, and the values of the phase before are added
 class OverlapHalves {
  public:
   static constexpr bool kCodes = false;
@@ -145,7 +144,6 @@ class OverlapHalves {
   void turn_to(const Phase&, size_t turn) { turn_ = turn; }
   void prepare(size_t, size_t) {}
   void part_done(size_t) {}
-  void values_added() {}
   void weights_made() {
     const size_t pp = it_.kv.pp;
     for (size_t r = 0; r < it_.num_rows; ++r)
@@ -191,11 +189,11 @@ class OverlapCodes {
         w_{{scratch + 8 * kQueryTile * kKeyStep, kKeyStep}, {w_[0].at + kQueryTile * w_[0].row_bytes(), kKeyStep}},
         q_{w_[1].at + kQueryTile * w_[1].row_bytes(), (it.kv.pp + 63) / 64 * 64},
         o_(reinterpret_cast<int32_t*>(q_.at + kQueryTile * q_.row_bytes())),
-        values_(reinterpret_cast<uint8_t*>(o_ + 2 * 2 * 16 * 32)) {
+        values_(reinterpret_cast<uint8_t*>(o_ + 2 * 16 * 32)) {
     for (size_t r = 0; r < it.num_rows; ++r) query_[r] = put_query(q_, r, it.q + r * it.kv.pp, it.kv.pp);
   }
   static constexpr size_t scratch_bytes(size_t pp) {
-    return kQueryTile * (12 * kKeyStep + (pp + 63) / 64 * 64) + 4 * 2 * 2 * 16 * 32 + 2 * kKeyStep * pp;
+    return kQueryTile * (12 * kKeyStep + (pp + 63) / 64 * 64) + 4 * 2 * 16 * 32 + 2 * kKeyStep * pp;
   }
 
   void multiply_keys(const Phase& phase, size_t turn, WaitingProducts& waiting) {
@@ -213,19 +211,20 @@ class OverlapCodes {
     for (size_t col = 0; col < pp; col += 32)
       for (size_t row = 0; row < kQueryTile; row += 16) {
         auto& p = waiting.add(num);
-        p = {w_[turn].bytes(row), w_[turn].row_bytes(), kKeyStep, {}, num, 4 * pp, 64, bytes(sums_of_part(row / 16)), 128, 2048, false,
-             int(col + row / 16)};
+        p = {w_[turn].bytes(row), w_[turn].row_bytes(), kKeyStep, {}, num, 4 * pp, 64, bytes(o_), 128, 2048, false, int(col + row / 16)};
         for (size_t i = 0; i < num; ++i) p.b[i] = values(turn) + i * 64 * pp + 4 * col;
       }
   }
-  // 32 columns of 16 rows, one part late: what a tile has just stored cannot be loaded yet.
+  // 32 columns of 16 rows, while they are near.
   TRIVET_INLINE_MEMBER void part_done(size_t part) {
-    add_part();
-    part_ = int(part);
-  }
-  void values_added() {
-    add_part();
-    part_ = -1;
+    const size_t pp = it_.kv.pp, col = part / 32 * 32, first = part % 32 * 16, end = std::min(first + 16, it_.num_rows);
+    const int32_t* o = o_;
+    for (size_t r = first; r < end; ++r, o += 32) {
+      if (!is_seen_[added_turn_][r]) continue;
+      float* out = out_ + r * pp + col;
+      for (size_t p = 0; p < 32; p += 16)
+        add_weighted((load(o + p) << 8) + load(o + p + 16 * 32), weights_[added_turn_][r], decay_[added_turn_][r], out + p);
+    }
   }
   void turn_to(const Phase& phase, size_t turn) {
     phase_ = &phase;
@@ -264,18 +263,6 @@ class OverlapCodes {
   }
 
  private:
-  TRIVET_INLINE_MEMBER void add_part() {
-    if (part_ < 0) return;
-    const size_t pp = it_.kv.pp, col = size_t(part_) / 32 * 32, set = size_t(part_) % 32;
-    const size_t first = 16 * set, end = std::min(first + 16, it_.num_rows);
-    const int32_t* o = sums_of_part(set);
-    for (size_t r = first; r < end; ++r, o += 32) {
-      if (!is_seen_[added_turn_][r]) continue;
-      float* out = out_ + r * pp + col;
-      for (size_t p = 0; p < 32; p += 16)
-        add_weighted((load(o + p) << 8) + load(o + p + 16 * 32), weights_[added_turn_][r], decay_[added_turn_][r], out + p);
-    }
-  }
   void round_last() {
     const size_t r = last_.row;
     if (last_.seen > 0) weights_[turn_][r] = put_weights_of_row(w_[turn_], r, row(r), last_.seen, last_.keys);
@@ -283,7 +270,6 @@ class OverlapCodes {
   }
   static uint8_t* bytes(int32_t* at) { return reinterpret_cast<uint8_t*>(at); }
   uint8_t* values(size_t turn) const { return values_ + turn * kKeyStep * it_.kv.pp; }
-  int32_t* sums_of_part(size_t set) const { return o_ + set * 2 * 16 * 32; }
   int32_t* sums(size_t turn, size_t r) const { return s_ + (turn * kQueryTile + r) * kKeyStep; }
 
   const AttendItem& it_;
@@ -291,8 +277,7 @@ class OverlapCodes {
   int32_t* s_;  // [2][kQueryTile][kKeyStep]
   Halves w_[2];
   Bytes q_;
-  int32_t* o_;  // [2][2][16][32]: of two parts in turn, of high halves and of low ones
-  int part_ = -1;  // that is done and not added
+  int32_t* o_;  // [2][16][32]: of high halves, of low ones
   uint8_t* values_;  // [2][kKeyStep][Pp]
   const Phase* phase_ = nullptr;
   size_t turn_ = 0, added_turn_ = 0;
@@ -366,7 +351,6 @@ void attend_overlapped(const AttendItem& it, float* out, float* row_max, float* 
       waiting.share(form, r, rows);
     }
     waiting.rest(form);
-    form.values_added();
     form.weights_made();
     Phase* const free = last;
     last = mine;
@@ -376,7 +360,6 @@ void attend_overlapped(const AttendItem& it, float* out, float* row_max, float* 
   if (last->num_runs == 0) return;  // there was no key
   form.add_values(*last, turn ^ 1, waiting);
   waiting.rest(form);
-  form.values_added();
 }
 
 #undef TRIVET_DOT
