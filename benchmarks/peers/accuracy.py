@@ -53,6 +53,7 @@ FORMS = (
     Form(name="llama.cpp Q8_0", bits=8, body=recipes.q8_0, head=recipes.q8_0),
     Form(name="OpenVINO int8", bits=8, body=recipes.int8_asymmetric, head=recipes.int8_asymmetric),
     Form(name="vLLM W8A8", bits=8, body=recipes.int8_by_channel),
+    Form(name="trivet bf16, KV int8", bits=8, ours={"precision": "bf16", "kv_precision": "int8"}),
     Form(name="trivet int8", bits=8, ours={"precision": "int8"}),
     Form(name="trivet int8, KV int8", bits=8, ours={"precision": "int8", "kv_precision": "int8"}),
     Form(name="llama.cpp Q4_0", bits=4, body=recipes.q4_0, head=recipes.q6_k),
