@@ -87,7 +87,7 @@ def _rows() -> list[Row]:
               work={"work": "clients", "streams": n, "requests": 3 * n, "prompt": [50, 800], "output": [32, 256]},
               ours=_servers(*small_kv), rivals=PEER_SERVERS) for n in (8, 16)),
         Row(name="R5", title="server, 8 streams decode while 2,048 tokens of prompt come in",
-            work={"work": "mixed", "streams": 8, "prompt": 64, "output": 192, "after_s": 5.0, "long": 2048},
+            work={"work": "mixed", "streams": 8, "prompt": 64, "output": 192, "after_s": 2.0, "long": 2048},
             ours=_servers(*small_kv), rivals=PEER_SERVERS),
         Row(name="R6", title="32 requests, 1,024 tokens common + 32 own, 64 out", figure="seconds",
             work={"work": "shared", "streams": 32, "prompt": 1056, "shared": 1024, "output": 64}, ours=small_kv,

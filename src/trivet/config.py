@@ -94,8 +94,8 @@ class SchedulerConfig:
     max_tokens_per_step: Annotated[int, "token budget of a step: the most it may carry"] = 512
     itl_target_s: Annotated[
         float | None,
-        "running streams keep this inter-token latency while prompts come in: the budget shrinks; `None`: off",
-    ] = 0.15
+        "no inter-token latency of running streams is longer while prompts come in: the budget shrinks; `None`: off",
+    ] = 0.2
     max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = (
         256
     )

@@ -95,24 +95,57 @@ def test_streams_get_a_token_in_every_step_while_a_huge_prompt_comes_in() -> Non
 # --- the inter-token target -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("per_pair", [0.0, 2e-7])
-def test_steps_keep_the_inter_token_target_while_a_prompt_comes_in(per_pair: float) -> None:
+def streaming(per_pair: float = 0.0, **scheduler: int) -> Driver:
+    """Two streams under way, a target of 100 ms, and a step model that knows the cost: 20 ms, half of one a token."""
     runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.020, 0.0005, per_pair))
-    driver = Driver(runner, itl_target_s=0.1, max_tokens_per_step=2048)
+    driver = Driver(runner, itl_target_s=0.1, **scheduler)
     driver.add(request("warm-up", [9] * 300, max_tokens=1))
     driver.run()
-    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(4)))
-    driver.step()
+    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(2)))
+    for _ in range(20):
+        driver.step()
+    return driver
+
+
+@pytest.mark.parametrize("per_pair", [0.0, 4e-8])
+def test_steps_keep_the_inter_token_target_while_a_prompt_comes_in(per_pair: float) -> None:
+    driver = streaming(per_pair, max_tokens_per_step=2048)
     driver.add(request("huge", [i % 50 for i in range(6000)], max_tokens=1))
     times, sizes = [], []
     while not driver.outputs["huge", 0].finish_reason:
-        before = runner.clock.now
+        before = driver.runner.clock.now
         driver.step()
-        times.append(runner.clock.now - before)
-        sizes.append(sum(chunks(driver)) - 4)
-    assert max(times[3:]) <= 0.1 * 1.02
-    assert min(sizes[:-1]) >= 32
-    assert sum(times[3:-1]) / len(times[3:-1]) > 0.8 * 0.1, "what the target leaves is used"
+        times.append(driver.runner.clock.now - before)
+        sizes.append(sum(chunks(driver)) - 2)
+    assert max(times) <= 0.1 * 1.02
+    third = 0.021 + (0.1 - 0.021) / 3
+    long = times[2:-1]
+    assert min(sizes[1:-1]) >= 32
+    assert max(long) <= third * 1.02, "a prompt that a step cannot end gets a third of what the target leaves"
+    assert sum(long) / len(long) > 0.8 * third, "and uses it"
+
+
+def next_prompts(driver: Driver, *prompts: int) -> list[int]:
+    """Tokens of prompts in the first step that has some, when prompts of these lengths come in."""
+    driver.add(*(request(f"p{i}", [10 + i] * length, max_tokens=1) for i, length in enumerate(prompts)))
+    driver.step()
+    while chunks(driver) == [1, 1]:
+        driver.step()
+    return chunks(driver)[2:]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([150], [150]),  # 0.079 s are left: 158 tokens
+        ([200], [48]),  # which is too long for one step, so it gets a third, whole tiles
+        ([200, 90], [48, 90]),  # who can end in the rest may, beside it
+        ([200, 200], [48]),  # who cannot waits: together they would fill the target in every step
+        ([90, 200], [90, 16]),  # a third of the rest
+    ],
+)
+def test_a_prompt_that_a_step_can_end_gets_all_that_the_target_leaves(prompts: list[int], expected: list[int]) -> None:
+    assert next_prompts(streaming(), *prompts) == expected
 
 
 def test_a_target_that_cannot_be_kept_still_lets_prompts_move_by_a_block() -> None:

@@ -25,6 +25,7 @@ from trivet.engine.step import Capabilities
 from trivet.engine.step_model import StepModel
 
 _by_rank = attrgetter("rank")
+_UNENDED_SHARE = 1 / 3  # of what the inter-token target leaves, for a prompt that this step cannot end
 _UNKNOWN_COST_TOKENS = 128  # prompt tokens beside running streams before any prompt has been timed
 _LOGITS_BYTES = 64 * 2**20  # full logits that one step may give back
 
@@ -39,6 +40,7 @@ class Plan:
     num_tokens: int = 0
     num_pairs: int = 0  # of prompts' attention: sum over their new tokens of the context each attends to
     num_context: int = 0  # that decodes attend to
+    is_one_unended: bool = False  # a prompt gets tokens, but not all
     preempted: list[Sequence] = field(default_factory=list)
 
 
@@ -234,16 +236,10 @@ class Scheduler:
         if seq.request.message.return_logits:
             chunk = min(chunk, self._logits_tokens)
         if room_s is not None:
-            fits = self.model.tokens_within(room_s, seq.num_computed)
-            if not self.model.is_known:
-                fits = _UNKNOWN_COST_TOKENS - (plan.num_tokens - plan.num_decodes)
-            if fits > 16:
-                fits -= fits % 16  # rows of a tile of the matrix unit
-            if plan.num_tokens == plan.num_decodes:
-                fits = max(fits, self._floor)  # the first prompt always moves
-            chunk = min(chunk, fits)
+            chunk = min(chunk, self._tokens_within(plan, room_s, seq, can_end=chunk == left))
             if chunk <= 0:
                 return 0.0
+        plan.is_one_unended |= chunk < left
         pairs = chunk * seq.num_computed + chunk * (chunk + 1) // 2
         if room_s is not None:
             room_s -= self.model.cost(chunk, pairs)
@@ -255,6 +251,19 @@ class Scheduler:
         plan.num_tokens += chunk
         plan.num_pairs += pairs
         return room_s
+
+    def _tokens_within(self, plan: Plan, room_s: float, seq: Sequence, *, can_end: bool) -> int:
+        """How many tokens of a prompt may make the step `room_s` longer; `can_end`: nothing else keeps it from its end."""
+        fits = self.model.tokens_within(room_s, seq.num_computed)
+        if not self.model.is_known:
+            fits = _UNKNOWN_COST_TOKENS - (plan.num_tokens - plan.num_decodes)
+        elif not can_end or fits < seq.num_tokens - seq.num_computed:
+            fits = 0 if plan.is_one_unended else self.model.tokens_within(room_s * _UNENDED_SHARE, seq.num_computed)
+            if fits > 16:
+                fits -= fits % 16  # rows of a tile of the matrix unit
+        if plan.num_tokens == plan.num_decodes:
+            fits = max(fits, self._floor)  # the first prompt always moves
+        return fits
 
     def _catch_up(self, seq: Sequence) -> bool:
         """Takes over blocks that others have computed since; False if the next one is being computed in this step."""

@@ -20,6 +20,7 @@ _KEPT = 48  # samples of each kind
 _REFIT = 16  # new samples before the next fit
 _MANY = 16  # prompt tokens from which on a step tells what prompts cost
 _ENOUGH = 96  # prompt tokens in all, before what one costs is known: 16 by themselves take as long as 100
+_USUAL = 0.01  # a share by which any step may be off: else the first prompts after much quiet decoding are disturbances
 _SCALES = np.array([1.0, 64.0, 65536.0, 4096.0])  # one unit of each feature, so that the fit is well conditioned
 
 
@@ -73,8 +74,8 @@ class StepModel:
         # Steps that something else disturbed get less weight: those far from the last fit, or, at first, from this one.
         for _ in range(1 if found.any() else 5):
             off = np.abs(1.0 - features @ found)
-            usual = float(np.sort(off)[len(off) // 2])
-            found = _nonnegative_fit(features, 1.0 / (1.0 + np.square(off / (2.0 * usual + 1e-9))))
+            usual = max(float(np.sort(off)[len(off) // 2]), _USUAL)
+            found = _nonnegative_fit(features, 1.0 / (1.0 + np.square(off / (2.0 * usual))))
         self._base, self._per_token, self._per_pair, self._per_context = (found / _SCALES).tolist()
 
 
