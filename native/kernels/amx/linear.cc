@@ -37,9 +37,18 @@ TRIVET_INLINE const uint8_t* ahead_of(const uint8_t* panel, size_t at, size_t pa
   return panel + ahead + (ahead < panel_bytes ? 0 : (streams - 1) * panel_bytes);
 }
 
-// Rows [row, row + 16) against 4 panels: each weight tile is used once, so four streams come from memory.
-template <bool kInt8>
-void block_1x4(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_bytes, size_t chunks, uint8_t* c) {
+// The accumulators, two side by side.
+TRIVET_INLINE void store_sums(uint8_t* c) {
+  _tile_stored(0, c, 128);
+  _tile_stored(1, c + 64, 128);
+  _tile_stored(2, c + 2048, 128);
+  _tile_stored(3, c + 2112, 128);
+}
+
+// Up to 16 rows against 4 panels: each weight tile is used once, so four streams come from memory. `each` is called once a
+// chunk of 64 bytes. Two panels of a row lie side by side in c, the other two 2 KiB behind.
+template <bool kInt8, class F>
+TRIVET_INLINE void block_1x4(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_bytes, size_t chunks, uint8_t* c, F&& each) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -59,11 +68,9 @@ void block_1x4(const uint8_t* a, size_t lda, const uint8_t* b, size_t panel_byte
     prefetch_tile(ahead + 3 * panel_bytes);
     _tile_loadd(7, b + 3 * panel_bytes, 64);
     TRIVET_DOT(3, 4, 7);
+    each();
   }
-  _tile_stored(0, c, 64);
-  _tile_stored(1, c + 1024, 64);
-  _tile_stored(2, c + 2048, 64);
-  _tile_stored(3, c + 3072, 64);
+  store_sums(c);
 }
 
 // The same for int4, 16 rows against 4 panels or 32 against 2: the tiles of the next 64 k are unpacked while the tile unit
@@ -107,10 +114,7 @@ TRIVET_INLINE void block_i4(const uint8_t* a, size_t lda, const Linear& w, size_
     }
     each();
   }
-  _tile_stored(0, c, kTwo ? 128 : 64);
-  _tile_stored(1, c + (kTwo ? 64 : 1024), kTwo ? 128 : 64);
-  _tile_stored(2, c + 2048, kTwo ? 128 : 64);
-  _tile_stored(3, c + (kTwo ? 2112 : 3072), kTwo ? 128 : 64);
+  store_sums(c);
 }
 
 // What follows the product of a block of 32 rows and 2 panels, a row or two at a time, so that it can be done while the
@@ -121,16 +125,18 @@ TRIVET_INLINE void block_i4(const uint8_t* a, size_t lda, const Linear& w, size_
 template <bool kInt8, Epilogue kEpilogue>
 class Finisher {
  public:
-  Finisher(const Linear& w, const Rows& x, const Output& out) : w_(&w), x_(&x), out_(&out), row_bytes_(out.ld * kItem) {}
+  // panels: so many are multiplied at once.
+  Finisher(const Linear& w, const Rows& x, const Output& out, size_t panels)
+      : w_(&w), x_(&x), out_(&out), row_bytes_(out.ld * kItem), panels_(panels) {}
 
-  // Rows [row, row + 32) of panels `panel` and `panel + 1`, whose accumulators stand at c as block_2x2 stores them.
+  // Rows [row, row + 32) of panels `panel` and `panel + 1`, whose accumulators stand at c as store_sums has them.
   void begin(const uint8_t* c, size_t row, size_t panel) {
     left_ = x_->num - row < 32 ? x_->num - row : 32;
     if (w_->bias || w_->n < 16 * panel + 32) return with_care(c, row, panel);
     c_ = c;
     to_ = place(row, panel);
     const bool is_last = row + 32 >= x_->num;
-    ahead_ = place(is_last ? 0 : row + 32, is_last ? panel + 2 : panel) - to_;
+    ahead_ = place(is_last ? 0 : row + 32, is_last ? panel + panels_ : panel) - to_;
     if (kInt8) {
       row_scale_ = x_->scales + row;
       for (size_t p = 0; p < 2; ++p) scale_[p] = load(w_->scales + 16 * (panel + p));
@@ -194,7 +200,7 @@ class Finisher {
   const Linear* w_;
   const Rows* x_;
   const Output* out_;
-  size_t row_bytes_;
+  size_t row_bytes_, panels_;
   const uint8_t* c_ = nullptr;
   uint8_t* to_ = nullptr;
   ptrdiff_t ahead_ = 0;  // from a row to the same row of the next block
@@ -290,10 +296,7 @@ TRIVET_INLINE void block_2x2(Walk walk, size_t chunks, bool goes_on, uint8_t* c,
   }
   steps<kInt8, kCold, 0>(walk, chunks - woven, finisher, ahead);
   finisher.rest();
-  _tile_stored(0, c, 128);
-  _tile_stored(1, c + 64, 128);
-  _tile_stored(2, c + 2048, 128);
-  _tile_stored(3, c + 2112, 128);
+  store_sums(c);
 }
 
 // 16 rows of one panel, for the odd panel at the end.
@@ -340,7 +343,7 @@ class ManyRows {
         a_(static_cast<const uint8_t*>(x.data)),
         sums_(scratch),
         unpacked_(scratch + 4096 * kMostSums),
-        finisher_(w, x, out) {}
+        finisher_(w, x, out, 2) {}
 
   void panels(size_t begin) {
     const size_t even_end = begin + (end_ - begin) / 2 * 2;
@@ -440,28 +443,52 @@ class ManyRows {
 };
 
 // Up to 16 rows: four panels at a time, since weights come from memory and each is used once; then one at a time.
-template <bool kInt8, bool kUnpack>
+template <bool kInt8, bool kUnpack, Epilogue kEpilogue>
 void one_tile_of_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
   const size_t row_bytes = w.kp * (kInt8 ? 1 : 2), chunks = row_bytes / 64, panel_bytes = 16 * row_bytes;
   const uint8_t* a = static_cast<const uint8_t*>(x.data);
-  uint8_t *c = scratch, *unpacked = scratch + 8192;
-  for (size_t p = begin; p < end;) {
-    const size_t panels = end - p >= 4 ? 4 : end - p >= 2 ? 2 : 1;
+  uint8_t* const unpacked = scratch + 8192;
+  Finisher<kInt8, kEpilogue> first(w, x, out, 4), second(w, x, out, 4);
+  const auto each = [&] {
+    if (first.left() > 0) first.template some<1>();
+    if (second.left() > 0) second.template some<1>();
+  };
+  const auto rest = [&] {
+    first.rest();
+    second.rest();
+  };
+  size_t p = begin;
+  for (; p + 4 <= end; p += 4) {
+    uint8_t* const sums = scratch + (p - begin) / 4 % 2 * 4096;
+    if (kUnpack)
+      block_i4<false>(a, row_bytes, w, p, chunks, unpacked, sums, each);
+    else
+      block_1x4<kInt8>(a, row_bytes, w.codes + p * panel_bytes, panel_bytes, chunks, sums, each);
+    rest();
+    first.begin(sums, 0, p);
+    second.begin(sums + 2048, 0, p + 2);
+  }
+  rest();
+  while (p < end) {
+    const size_t panels = end - p >= 2 ? 2 : 1;
     const uint8_t* b = w.codes + p * panel_bytes;
-    if (kUnpack && panels < 4) {
+    if (kUnpack) {
       unpack_i4(w, p, panels, unpacked);
       stored();
       b = unpacked;
     }
-    if (kUnpack && panels == 4)
-      block_i4<false>(a, row_bytes, w, p, chunks, unpacked, c, [] {});
-    else if (panels == 4)
-      block_1x4<kInt8>(a, row_bytes, b, panel_bytes, chunks, c);
-    else
-      for (size_t i = 0; i < panels; ++i) block_1x1<kInt8>(a, row_bytes, b + i * panel_bytes, chunks, c + 1024 * i);
-    finish_rows<kInt8>(w, x, 0, p, c, panels, out);
+    for (size_t i = 0; i < panels; ++i) block_1x1<kInt8>(a, row_bytes, b + i * panel_bytes, chunks, scratch + 1024 * i);
+    finish_rows<kInt8>(w, x, 0, p, scratch, panels, out);
     p += panels;
   }
+}
+
+template <bool kInt8, bool kUnpack, Epilogue kEpilogue>
+void some_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
+  if (x.num <= 16)
+    one_tile_of_rows<kInt8, kUnpack, kEpilogue>(w, x, begin, end, out, scratch);
+  else
+    ManyRows<kInt8, kUnpack, kEpilogue>(w, x, end, out, scratch).panels(begin);
 }
 
 template <bool kInt8, bool kUnpack>
@@ -469,12 +496,11 @@ void tiles(const Linear& w, const Rows& x, size_t begin, size_t end, const Outpu
   for (size_t row = 0; row < x.num; row += 32 * kMostBlocks) {
     const Rows part = x.part(row, std::min(row + 32 * kMostBlocks, x.num), w.kind);
     const Output to = out.from_row(row);
-    if (part.num <= 16) return one_tile_of_rows<kInt8, kUnpack>(w, part, begin, end, to, scratch);
     switch (out.epilogue) {
-      case Epilogue::kStore: ManyRows<kInt8, kUnpack, Epilogue::kStore>(w, part, end, to, scratch).panels(begin); break;
-      case Epilogue::kAdd: ManyRows<kInt8, kUnpack, Epilogue::kAdd>(w, part, end, to, scratch).panels(begin); break;
-      case Epilogue::kStoreBf16: ManyRows<kInt8, kUnpack, Epilogue::kStoreBf16>(w, part, end, to, scratch).panels(begin); break;
-      case Epilogue::kSiluMul: ManyRows<kInt8, kUnpack, Epilogue::kSiluMul>(w, part, end, to, scratch).panels(begin); break;
+      case Epilogue::kStore: some_rows<kInt8, kUnpack, Epilogue::kStore>(w, part, begin, end, to, scratch); break;
+      case Epilogue::kAdd: some_rows<kInt8, kUnpack, Epilogue::kAdd>(w, part, begin, end, to, scratch); break;
+      case Epilogue::kStoreBf16: some_rows<kInt8, kUnpack, Epilogue::kStoreBf16>(w, part, begin, end, to, scratch); break;
+      case Epilogue::kSiluMul: some_rows<kInt8, kUnpack, Epilogue::kSiluMul>(w, part, begin, end, to, scratch); break;
     }
   }
 }

@@ -253,7 +253,7 @@ class Scheduler:
         return room_s
 
     def _tokens_within(self, plan: Plan, room_s: float, seq: Sequence, *, can_end: bool) -> int:
-        """How many tokens of a prompt may make the step `room_s` longer; `can_end`: nothing else keeps it from its end."""
+        """Tokens of a prompt that may make the step `room_s` longer; `can_end`: nothing else keeps it from its end."""
         fits = self.model.tokens_within(room_s, seq.num_computed)
         if not self.model.is_known:
             fits = _UNKNOWN_COST_TOKENS - (plan.num_tokens - plan.num_decodes)
