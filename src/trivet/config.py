@@ -94,7 +94,8 @@ class SchedulerConfig:
     max_tokens_per_step: Annotated[int, "token budget of a step: the most it may carry"] = 512
     itl_target_s: Annotated[
         float | None,
-        "longest inter-token latency of running streams to aim at while prompts come in: the budget shrinks; `None`: off",
+        "longest inter-token latency of running streams to aim at while prompts come in: the budget shrinks; "
+        "`None`: off",
     ] = 0.2
     max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = (
         256
