@@ -148,6 +148,11 @@ def test_a_prompt_that_a_step_can_end_gets_all_that_the_target_leaves(prompts: l
     assert next_prompts(streaming(), *prompts) == expected
 
 
+def test_a_prompt_that_something_else_keeps_from_its_end_gets_a_third() -> None:
+    driver = streaming(max_tokens_per_step=100)
+    assert next_prompts(driver, 150) == [48], "the target leaves 158 tokens, the step 98"
+
+
 def test_a_target_that_cannot_be_kept_still_lets_prompts_move_by_a_block() -> None:
     runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.050, 0.001))
     driver = Driver(runner, itl_target_s=0.01, max_tokens_per_step=2048)

@@ -59,6 +59,20 @@ def test_a_prompt_far_from_what_decodes_say_is_no_disturbance() -> None:
     assert abs(median(errors)) <= 0.01 and max(map(abs, errors)) <= 0.025
 
 
+def test_first_prompts_after_many_equal_decodes_are_no_disturbance() -> None:
+    """Decodes that are all exactly as predicted leave no deviation by which a prompt could be usual."""
+    model = StepModel()
+    for context in range(100, 148):
+        model.observe(2, 0, context, 0.021, num_prefill=0)
+        model.predict(2, 0, context)
+    for tokens in (50, 100, 200, 300):
+        model.observe(2 + tokens, 0, 150, 0.021 + 0.0005 * tokens, num_prefill=tokens)
+    for _ in range(20):
+        model.observe(50, 0, 150, 0.045, num_prefill=48)
+        model.predict(50, 0, 150)
+    assert model.predict(202, 0, 150) == pytest.approx(0.121, rel=0.02)
+
+
 def test_tokens_within_inverts_the_prediction() -> None:
     model = learned(0.02, 0.0004, 3e-7)
     base = model.predict(0, 0, 0)

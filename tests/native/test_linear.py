@@ -129,7 +129,7 @@ def test_what_is_stored_as_bf16_is_the_product_rounded(isa: str, kind: str, n: i
 
 
 @pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
-@pytest.mark.parametrize("n,k", [(96, 128), (32, 64), (160, 100), (64, 1000)])
+@pytest.mark.parametrize("n,k", [(96, 128), (32, 64), (160, 100), (64, 1000), (160, 1000)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_every_tier_writes_the_same_whatever_follows_the_product(kind: str, n: int, k: int, biased: bool) -> None:
     """For every epilogue and row count: the amx tier finishes whole blocks by code of its own."""
@@ -152,6 +152,29 @@ def test_every_tier_writes_the_same_whatever_follows_the_product(kind: str, n: i
             _core.set_isa(tier)
             for num in ROWS:
                 assert all_of(num) == want[num], f"{tier} differs at {num} rows"
+    finally:
+        _core.set_isa(before)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "i8", "i4"])
+@pytest.mark.parametrize("n", [176, 170])
+def test_every_tier_adds_and_rounds_the_same_where_the_last_panel_is_odd(kind: str, n: int) -> None:
+    """Eleven panels and enough K that tiles finish one group of panels wholly beside the next."""
+    case, before = Case(kind, n, 1000, 32), _core.isa()
+
+    def all_of(num: int) -> list[bytes]:
+        added, rounded = np.full((num, n + 16), 0.5, np.float32), np.zeros((num, n + 32), np.uint16)
+        case.run(num, "add", out=added)
+        case.run(num, "store_bf16", out=rounded)
+        return [added.tobytes(), rounded.tobytes()]
+
+    try:
+        for tier in _core.available_isas()[1:]:
+            _core.set_isa(_core.twin_of(tier))
+            want = {num: all_of(num) for num in (5, 9, 16, 32)}
+            _core.set_isa(tier)
+            for num, wanted in want.items():
+                assert all_of(num) == wanted, f"{tier} differs at {num} rows"
     finally:
         _core.set_isa(before)
 

@@ -2,7 +2,9 @@
 
 Order: (priority, arrival, index). Running sequences that have caught up get their one token first; then prompts under
 way, then waiting ones, until the token budget is spent. While streams run, prompts get only so many tokens that the
-step, by the step model, stays within the inter-token target.
+step, by the step model, stays within the inter-token target: all that it leaves if that brings the prompt to its end, a
+third if it does not, since a long prompt makes many gaps long and one that ends makes one. Of prompts that do not end,
+the first alone gets tokens.
 
 Memory: a sequence starts when the blocks of all its tokens fit, with one spare block for each that runs. A running
 sequence that finds no block takes them from the last in order, which waits again, keeps its output, and is recomputed.
@@ -40,7 +42,7 @@ class Plan:
     num_tokens: int = 0
     num_pairs: int = 0  # of prompts' attention: sum over their new tokens of the context each attends to
     num_context: int = 0  # that decodes attend to
-    is_one_unended: bool = False  # a prompt gets tokens, but not all
+    has_unended: bool = False  # a prompt gets tokens, but not all
     preempted: list[Sequence] = field(default_factory=list)
 
 
@@ -239,7 +241,7 @@ class Scheduler:
             chunk = min(chunk, self._tokens_within(plan, room_s, seq, can_end=chunk == left))
             if chunk <= 0:
                 return 0.0
-        plan.is_one_unended |= chunk < left
+        plan.has_unended |= chunk < left
         pairs = chunk * seq.num_computed + chunk * (chunk + 1) // 2
         if room_s is not None:
             room_s -= self.model.cost(chunk, pairs)
@@ -258,7 +260,7 @@ class Scheduler:
         if not self.model.is_known:
             fits = _UNKNOWN_COST_TOKENS - (plan.num_tokens - plan.num_decodes)
         elif not can_end or fits < seq.num_tokens - seq.num_computed:
-            fits = 0 if plan.is_one_unended else self.model.tokens_within(room_s * _UNENDED_SHARE, seq.num_computed)
+            fits = 0 if plan.has_unended else self.model.tokens_within(room_s * _UNENDED_SHARE, seq.num_computed)
             if fits > 16:
                 fits -= fits % 16  # rows of a tile of the matrix unit
         if plan.num_tokens == plan.num_decodes:
