@@ -141,7 +141,12 @@ def next_prompts(driver: Driver, *prompts: int) -> list[int]:
         ([200], [48]),  # which is too long for one step, so it gets a third, whole tiles
         ([200, 90], [48, 90]),  # who can end in the rest may, beside it
         ([200, 200], [48]),  # who cannot waits: together they would fill the target in every step
+        ([200, 200, 90], [48, 90]),  # and is passed by who can end
+        ([200] * 8 + [90], [48, 90]),
+        ([200] * 9 + [90], [48]),  # but a step looks at no more than eight waiting ones
         ([90, 200], [90, 16]),  # a third of the rest
+        ([120, 200], [120]),  # which would be less than a tile's rows here
+        ([120, 200, 20], [120, 20]),
     ],
 )
 def test_a_prompt_that_a_step_can_end_gets_all_that_the_target_leaves(prompts: list[int], expected: list[int]) -> None:
@@ -151,6 +156,75 @@ def test_a_prompt_that_a_step_can_end_gets_all_that_the_target_leaves(prompts: l
 def test_a_prompt_that_something_else_keeps_from_its_end_gets_a_third() -> None:
     driver = streaming(max_tokens_per_step=100)
     assert next_prompts(driver, 150) == [48], "the target leaves 158 tokens, the step 98"
+
+
+def test_a_prompt_whose_logits_are_asked_for_gets_what_one_step_may_give_back() -> None:
+    driver = streaming()
+    driver.engine.scheduler._logits_tokens = 40
+    driver.add(request("scored", [8] * 100, max_tokens=1, return_logits=True))
+    assert next_prompts(driver, 90) == [40, 90], "it cannot end: a third (48) would do, and who can end passes"
+
+
+def test_a_prompt_that_a_cached_prefix_makes_short_ends_at_once() -> None:
+    driver = streaming()
+    driver.add(request("before", [8] * 200, max_tokens=1))
+    while not driver.outputs["before", 0].finish_reason:
+        driver.step()
+    driver.add(request("long", [10] * 200, max_tokens=1), request("again", [8] * 192 + [7] * 60, max_tokens=1))
+    driver.step()
+    while chunks(driver) == [1, 1]:
+        driver.step()
+    assert chunks(driver)[2:] == [48, 60], "192 tokens are cached, so 60 are left"
+
+
+def test_before_any_prompt_was_timed_the_first_gets_whole_tiles_of_a_usual_number() -> None:
+    driver = Driver(FakeRunner(num_blocks=512), itl_target_s=0.1)
+    driver.add(*(request(f"s{i}", [i], max_tokens=300) for i in range(2)))
+    driver.step()
+    assert next_prompts(driver, 40, 200, 300) == [40, 80], "128 in all, of which whole tiles"
+
+
+def test_a_prompt_that_is_put_off_holds_no_blocks() -> None:
+    """Streams grow by three blocks each while the first prompt comes in: the second would lose its own to them."""
+    driver = Driver(FakeRunner(num_blocks=94, max_context=8192, cost=Cost(0.020, 0.0005)), itl_target_s=0.1)
+    driver.add(request("warm-up", [9] * 300, max_tokens=1))
+    driver.run()
+    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=100) for i in range(4)))
+    for _ in range(20):
+        driver.step()
+    driver.add(request("first", [13] * 2400, max_tokens=1), request("second", [14] * 300, max_tokens=20))
+    while not driver.tokens("first"):
+        driver.step()
+    driver.run()
+    assert driver.engine.stats().num_preemptions == 0
+    assert len(driver.tokens("second")) == 20
+
+
+def test_a_long_prompt_that_others_pass_is_next_when_the_one_before_has_ended() -> None:
+    driver = streaming()
+    driver.add(request("first", [3] * 600, max_tokens=1), request("second", [4] * 600, max_tokens=1))
+    ended: list[str] = []
+    for i in range(60):
+        driver.add(request(f"short{i}", [5 + i % 40] * 60, max_tokens=1))
+        driver.step()
+        ended += [name for (name, _), out in driver.outputs.items() if out.finish_reason and name not in ended]
+    assert [name for name in ended if name in ("first", "second")] == ["first", "second"]
+    assert ended.index("short0") < ended.index("first") < ended.index("short14") < ended.index("second")
+
+
+def test_a_stream_that_was_preempted_gets_all_that_the_target_leaves() -> None:
+    driver = streaming()
+    driver.add(request("stream", [6] * 150, max_tokens=60))
+    while len(driver.tokens("stream")) < 50:
+        driver.step()
+    scheduler = driver.engine.scheduler
+    scheduler.tree.clear()
+    driver.engine.step()
+    seq = scheduler.running[-1]
+    assert seq.request.message.request_id == "stream"
+    scheduler.running.pop()
+    scheduler._make_wait(seq)
+    assert next_prompts(driver) == [158]
 
 
 def test_a_target_that_cannot_be_kept_still_lets_prompts_move_by_a_block() -> None:

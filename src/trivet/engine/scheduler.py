@@ -4,12 +4,13 @@ Order: (priority, arrival, index). Running sequences that have caught up get the
 way, then waiting ones, until the token budget is spent. While streams run, prompts get only so many tokens that the
 step, by the step model, stays within the inter-token target: all that it leaves if that brings the prompt to its end, a
 third if it does not, since a long prompt makes many gaps long and one that ends makes one. Of prompts that do not end,
-the first alone gets tokens.
+the first alone gets tokens; the others are put off, and shorter ones may pass them until it has ended. A stream that
+was preempted has been promised tokens already: it counts as one that ends.
 
-Memory: a sequence starts when the blocks of all its tokens fit, with one spare block for each that runs. A running
-sequence that finds no block takes them from the last in order, which waits again, keeps its output, and is recomputed.
-So the first in order always comes to its end, and by induction everybody does. Blocks change hands while the step that
-uses them still runs: steps run in order, so what it writes is overwritten before the next owner reads it.
+Memory: a sequence starts when it gets tokens and the blocks of all of them fit, with one spare block for each that
+runs. A running sequence that finds no block takes them from the last in order, which waits again, keeps its output, and
+is recomputed. So the first in order always comes to its end, and by induction everybody does. Blocks change hands while
+the step that uses them still runs: steps run in order, so what it writes is overwritten before the next owner reads it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from trivet.engine.step_model import StepModel
 _by_rank = attrgetter("rank")
 _UNENDED_SHARE = 1 / 3  # of what the inter-token target leaves, for a prompt that this step cannot end
 _UNKNOWN_COST_TOKENS = 128  # prompt tokens beside running streams before any prompt has been timed
+_TILE_ROWS = 16  # of the matrix unit: what a prompt that does not end gets is a multiple
+_LOOK_PAST = 8  # waiting prompts that one step may put off; those behind wait with them
 _LOGITS_BYTES = 64 * 2**20  # full logits that one step may give back
 
 
@@ -177,31 +180,37 @@ class Scheduler:
         return True
 
     def _start_waiting(self, plan: Plan, room_s: float | None) -> None:
-        """Starts waiting sequences in order while there are slots, tokens and blocks."""
-        while self.waiting and len(self.running) < self.max_running and plan.num_tokens < self.max_tokens:
+        """Starts waiting sequences in order while there are slots, tokens, time and blocks."""
+        i = 0
+        while i < min(len(self.waiting), _LOOK_PAST) and len(self.running) < self.max_running:
+            if plan.num_tokens >= self.max_tokens:
+                return
             if room_s is not None and room_s <= 0 and plan.num_tokens > plan.num_decodes:
                 return  # the inter-token target leaves no time for another prompt
-            seq = self.waiting[0]
-            if not self._start(seq):
+            seq = self.waiting[i]
+            now = (self.pool.num_available, len(self.running), 0 if self.tree is None else self.tree.num_inserted)
+            self.is_full = seq.refused_at == now
+            if self.is_full:
+                return
+            found = [] if self.tree is None else self.tree.match(seq.request.root, seq.tokens, self._reusable(seq))
+            if self._chunk(plan, seq, len(found) * self.block_size, room_s) == 0:
+                i += 1  # it would hold blocks and compute nothing
+                continue
+            if not self._start(seq, found):
+                seq.refused_at = now
                 self.is_full = True
                 return
-            del self.waiting[0]
+            del self.waiting[i]
             insort(self.running, seq, key=_by_rank)
             room_s = self._plan_chunk(plan, seq, room_s)
 
-    def _start(self, seq: Sequence) -> bool:
-        """Gives a waiting sequence a slot and blocks for all its tokens; False if they do not fit now."""
+    def _start(self, seq: Sequence, found: list[int]) -> bool:
+        """Gives a waiting sequence a slot and blocks, of which the tree has `found`; False if they do not fit now."""
         pool, tree = self.pool, self.tree
-        now = (pool.num_available, len(self.running), 0 if tree is None else tree.num_inserted)
-        if seq.refused_at == now:
-            return False
-        reusable = self._reusable(seq)
-        found = [] if tree is None else tree.match(seq.request.root, seq.tokens, reusable)
         num_new = -(-seq.num_tokens // self.block_size) - len(found)
         num_revived = sum(map(pool.is_parked, found))
         spare = len(self.running)
         if num_new + num_revived + spare > pool.num_available:
-            seq.refused_at = now
             return False
         for block in found:
             pool.share(block)
@@ -233,15 +242,10 @@ class Scheduler:
         """Plans the next tokens of a sequence that is behind; returns what is left of `room_s`."""
         if not self._catch_up(seq):
             return room_s  # somebody computes its next block in this very step
-        left = seq.num_tokens - seq.num_computed
-        chunk = min(left, self.max_tokens - plan.num_tokens)
-        if seq.request.message.return_logits:
-            chunk = min(chunk, self._logits_tokens)
-        if room_s is not None:
-            chunk = min(chunk, self._tokens_within(plan, room_s, seq, can_end=chunk == left))
-            if chunk <= 0:
-                return 0.0
-        plan.has_unended |= chunk < left
+        chunk = self._chunk(plan, seq, seq.num_computed, room_s)
+        if chunk == 0:
+            return room_s  # put off: others may end in what is left
+        plan.has_unended |= chunk < seq.num_tokens - seq.num_computed
         pairs = chunk * seq.num_computed + chunk * (chunk + 1) // 2
         if room_s is not None:
             room_s -= self.model.cost(chunk, pairs)
@@ -254,18 +258,26 @@ class Scheduler:
         plan.num_pairs += pairs
         return room_s
 
-    def _tokens_within(self, plan: Plan, room_s: float, seq: Sequence, *, can_end: bool) -> int:
-        """Tokens of a prompt that may make the step `room_s` longer; `can_end`: nothing else keeps it from its end."""
-        fits = self.model.tokens_within(room_s, seq.num_computed)
-        if not self.model.is_known:
-            fits = _UNKNOWN_COST_TOKENS - (plan.num_tokens - plan.num_decodes)
-        elif not can_end or fits < seq.num_tokens - seq.num_computed:
-            fits = 0 if plan.has_unended else self.model.tokens_within(room_s * _UNENDED_SHARE, seq.num_computed)
-            if fits > 16:
-                fits -= fits % 16  # rows of a tile of the matrix unit
-        if plan.num_tokens == plan.num_decodes:
+    def _chunk(self, plan: Plan, seq: Sequence, num_computed: int, room_s: float | None) -> int:
+        """How many tokens of a prompt, of which `num_computed` are, this step may take; 0 if it is put off."""
+        left = seq.num_tokens - num_computed
+        most = min(left, self.max_tokens - plan.num_tokens)
+        if seq.request.message.return_logits:
+            most = min(most, self._logits_tokens)
+        if room_s is None:
+            return most
+        is_known = self.model.is_known
+        num_prefill = plan.num_tokens - plan.num_decodes
+        fits = self.model.tokens_within(room_s, num_computed) if is_known else _UNKNOWN_COST_TOKENS - num_prefill
+        if min(fits, most) < left and seq.first_token_s is None:  # a prompt that this step cannot end
+            if plan.has_unended:
+                fits = 0
+            elif is_known:
+                fits = self.model.tokens_within(room_s * _UNENDED_SHARE, num_computed)
+            fits -= fits % _TILE_ROWS
+        if num_prefill == 0:
             fits = max(fits, self._floor)  # the first prompt always moves
-        return fits
+        return max(0, min(fits, most))
 
     def _catch_up(self, seq: Sequence) -> bool:
         """Takes over blocks that others have computed since; False if the next one is being computed in this step."""
