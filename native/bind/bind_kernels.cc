@@ -53,7 +53,7 @@ void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const 
   w.kp = (k + unit - 1) / unit * unit;
   check(e != Epilogue::kSiluMul || w.np % 32 == 0, "silu_mul needs gate and up panels in pairs");
   check(codes.shape(0) == w.np / 16 * w.panel_bytes(), "codes has the wrong size");
-  check(x.shape(0) >= (num_rows + 31) / 32 * 32 && x.shape(1) == w.kp * item, "x must be [rows rounded up to 32, Kp]");
+  check(x.shape(0) >= (num_rows + 31) / 32 * 32 && x.shape(1) >= w.kp * item, "x must be [rows rounded up to 32, at least Kp]");
   if (w.kind != LinearKind::kBF16)
     check(scales.shape(0) == w.np && colsum.shape(0) == w.np && x_scales.shape(0) >= num_rows, "scales, colsum or x_scales is too short");
   if (w.kind == LinearKind::kI4) check(multipliers.shape(0) == w.np * w.kp / 32, "multipliers has the wrong size");
@@ -69,7 +69,7 @@ void linear(const std::string& kind, Array<const uint8_t, 1> codes, Array<const 
     check(bias_array.shape(0) == n, "bias must be [N]");
     w.bias = bias_array.data();
   }
-  const Rows rows{num_rows, w.kp, x.data(), x_scales.data()};
+  const Rows rows{num_rows, x.shape(1), x.data(), x_scales.data()};
   const Scratch scratch(linear_scratch_bytes(w.kp));
   const FlushDenormals flush;
   tiles_begin();

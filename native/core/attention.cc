@@ -183,11 +183,15 @@ StepAttention::Tile StepAttention::own_tile(const Call& call, size_t seq, size_t
   tile.is_shared = false;
   tile.item.num_rows = tile.num_rows = rows;
   tile.item.q = call.q + (kv_head * in_->num_tokens * group + from) * call.l.pp();
+  size_t token = from / group, head = from % group;
   for (size_t r = 0; r < rows; ++r) {
     tile.row[r] = from + r;
-    tile.position[r] = position_[tile.row[r] / group];
-    const size_t place = shared_row_[seq] + (first + r) / group;  // of no meaning where nothing is shared
-    tile.kept[r] = place * call.l.num_heads + kv_head * group + tile.row[r] % group;
+    tile.position[r] = position_[token];
+    const size_t place = shared_row_[seq] + token - size_t(in_->seq_starts[seq]);  // of no meaning where nothing is shared
+    tile.kept[r] = place * call.l.num_heads + kv_head * group + head;
+    if (++head < group) continue;
+    head = 0;
+    ++token;
   }
   return tile;
 }
@@ -276,10 +280,13 @@ void StepAttention::attend(const Call& call, const Tile& tile, const Tile* next,
     if (segment_begin > 0) call.k.merge(rows, pp, whole.out, whole.max, whole.sum, state.out, state.max, state.sum);
   }
   if (tile.is_shared) return move_kept(call, tile, thread, true);
+  size_t token = tile.row[0] / group, head = tile.row[0] % group;
   for (size_t r = 0; r < rows; ++r) {
-    const size_t token = tile.row[r] / group, head = tile.kv_head * group + tile.row[r] % group;
-    uint16_t* out = call.out + token * call.out_ld + head * call.l.head_dim;
+    uint16_t* out = call.out + token * call.out_ld + (tile.kv_head * group + head) * call.l.head_dim;
     call.k.divide(whole.out + r * pp, whole.sum[r], call.l.head_dim, out);
+    if (++head < group) continue;
+    head = 0;
+    ++token;
   }
 }
 

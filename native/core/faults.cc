@@ -36,14 +36,13 @@ void count_allocations(bool on) { counting = on; }
 bool faulty_product(const Linear& w, const Rows& x, const Output& out, int threads) {
   if (w.kind != LinearKind::kBF16) return false;
   const uint16_t* codes = reinterpret_cast<const uint16_t*>(w.codes);
-  const uint16_t* rows = static_cast<const uint16_t*>(x.data);
   const size_t part = (w.kp + size_t(threads) - 1) / size_t(threads);
   auto dot = [&](size_t t, size_t n) {
     float total = 0;
     for (size_t begin = 0; begin < w.kp; begin += part) {
       float sum = 0;
       for (size_t k = begin; k < begin + part && k < w.kp; ++k)
-        sum += from_bf16(rows[t * w.kp + k]) * from_bf16(codes[n / 16 * 16 * w.kp + k / 2 * 32 + n % 16 * 2 + k % 2]);
+        sum += from_bf16(x.at<uint16_t>(t)[k]) * from_bf16(codes[n / 16 * 16 * w.kp + k / 2 * 32 + n % 16 * 2 + k % 2]);
       total += sum;
     }
     return total + (w.bias && n < w.n ? w.bias[n] : 0.0f);

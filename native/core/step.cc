@@ -28,12 +28,10 @@ void flush_denormals_for_good() { __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr(
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// A row length that is an odd number of cache lines: else the same column of all rows would share few cache sets.
 template <class T>
-size_t spread(size_t n) {
-  const size_t per_line = 64 / sizeof(T), lines = (n + per_line - 1) / per_line;
-  return (lines + 1 + lines % 2) * per_line;
-}
+size_t spread(size_t n) { return spread_bytes(n * sizeof(T)) / sizeof(T); }
+
+size_t operand_stride(const Linear& w) { return spread_bytes(w.kp * (w.kind == LinearKind::kBF16 ? 2 : 1)); }
 
 // The largest of f(layer) over the layers.
 template <class F>
@@ -93,7 +91,7 @@ struct Executor::Scratch {
         qkv(rows * qkv_ld),
         attn(rows * attn_ld),
         act(rows * act_ld),
-        operand(rows * most_kp(m) * 2),
+        operand(rows * spread_bytes(most_kp(m) * 2)),
         q((rows * most(m, [](const LayerWeights& l) { return l.num_heads * l.pp(); })) + kQueryTile * kMaxHeadDim),
         position(rows),
         seq(rows),
@@ -163,38 +161,47 @@ struct Step {
     parallel(threads, [&](int t, int n) { f(share(count, t, n, is_split_by_rows(count, n) ? kRowGrain : 1), t); });
   }
 
+  template <class T>
+  static void fetch(const T* row, size_t n) {
+    for (size_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(row + i);
+  }
+
   // Rows ready for `w`: rounded to bf16 or quantized a row at a time; `row(r, t)` gives row r, f32 or bf16.
   template <class F>
   Rows prepare(size_t count, const Linear& w, F&& row) const {
     timed(Operation::kPrepare, [&] {
       for_rows(count, 4, [&](size_t r, int t) { prepare_row(row(r, t), w, r); });
     });
-    return {count, w.kp, s.operand.get(), s.row_scales.get()};
+    return {count, operand_stride(w), s.operand.get(), s.row_scales.get()};
   }
   Rows prepare_normed(const float* x, size_t ld, size_t count, const float* norm_weight, const Linear& w) const {
     return prepare(count, w, [&](size_t r, int t) {
+      if (r + 1 < count) fetch(x + (r + 1) * ld, w.k);
       float* normed = s.normed.get() + size_t(t) * s.normed_ld;
       k.rms_norm(x + r * ld, norm_weight, model.norm_eps, w.k, normed);
       return static_cast<const float*>(normed);
     });
   }
   Rows prepare_bf16(const uint16_t* x, size_t ld, const Linear& w) const {
-    return prepare(num_tokens, w, [&](size_t r, int) { return x + r * ld; });
+    return prepare(num_tokens, w, [&](size_t r, int) {
+      if (r + 1 < num_tokens) fetch(x + (r + 1) * ld, w.k);
+      return x + r * ld;
+    });
   }
-  uint16_t* operand_bf16(const Linear& w, size_t r) const { return reinterpret_cast<uint16_t*>(s.operand.get()) + r * w.kp; }
-  int8_t* operand_int8(const Linear& w, size_t r) const { return reinterpret_cast<int8_t*>(s.operand.get()) + r * w.kp; }
+  template <class T>
+  T* operand(const Linear& w, size_t r) const { return reinterpret_cast<T*>(s.operand.get() + r * operand_stride(w)); }
   void prepare_row(const float* row, const Linear& w, size_t r) const {
     if (w.kind == LinearKind::kBF16)
-      k.to_bf16(row, w.k, w.kp, operand_bf16(w, r));
+      k.to_bf16(row, w.k, w.kp, operand<uint16_t>(w, r));
     else
-      k.quantize(row, w.k, w.kp, operand_int8(w, r), s.row_scales.get() + r);
+      k.quantize(row, w.k, w.kp, operand<int8_t>(w, r), s.row_scales.get() + r);
   }
   void prepare_row(const uint16_t* row, const Linear& w, size_t r) const {
     if (w.kind == LinearKind::kBF16) {
-      std::memcpy(operand_bf16(w, r), row, w.k * 2);
-      std::memset(operand_bf16(w, r) + w.k, 0, (w.kp - w.k) * 2);
+      std::memcpy(operand<uint16_t>(w, r), row, w.k * 2);
+      std::memset(operand<uint16_t>(w, r) + w.k, 0, (w.kp - w.k) * 2);
     } else {
-      k.quantize_bf16(row, w.k, w.kp, operand_int8(w, r), s.row_scales.get() + r);
+      k.quantize_bf16(row, w.k, w.kp, operand<int8_t>(w, r), s.row_scales.get() + r);
     }
   }
 
@@ -213,7 +220,7 @@ struct Step {
       if (is_split_by_rows(x.num, n)) {
         const Range rows = share(x.num, t, n, kRowGrain);
         if (rows.begin < rows.end)
-          k.linear[int(w.kind)](w, x.part(rows.begin, rows.end, w.kind), 0, w.np / 16, out.from_row(rows.begin), scratch);
+          k.linear[int(w.kind)](w, x.part(rows.begin, rows.end), 0, w.np / 16, out.from_row(rows.begin), scratch);
         return;
       }
       const Range panels = share(w.np / 16, t, n, 4);

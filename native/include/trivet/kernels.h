@@ -7,6 +7,7 @@
 // Letters: T rows (tokens), N outputs, K inputs, P head width; Kp, Np, Pp are padded (docs/design/packed-layout.md).
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -29,17 +30,20 @@ struct Linear {
   }
 };
 
-// Activations ready for a product: bf16 [T, Kp], or int8 [T, Kp] with one scale a row. Columns K..Kp are zero; memory
-// for T rounded up to a multiple of 32 rows must be readable.
+// Bytes from a row of so many to the next that make it an odd number of cache lines: else the same column of all rows
+// would share few cache sets.
+constexpr size_t spread_bytes(size_t bytes) { return ((bytes + 63) / 64 | 1) * 64; }
+
+// Activations ready for a product: bf16 [T, Kp], or int8 [T, Kp] with one scale a row, `stride` bytes apart. Columns K..Kp
+// are zero; memory for T rounded up to a multiple of 32 rows must be readable.
 struct Rows {
   size_t num = 0;
-  size_t kp = 0;
+  size_t stride = 0;
   const void* data = nullptr;
   const float* scales = nullptr;
-  Rows part(size_t begin, size_t end, LinearKind kind) const {
-    const uint8_t* bytes = static_cast<const uint8_t*>(data) + begin * kp * (kind == LinearKind::kBF16 ? 2 : 1);
-    return {end - begin, kp, bytes, scales + begin};
-  }
+  template <class T>
+  const T* at(size_t t) const { return reinterpret_cast<const T*>(static_cast<const uint8_t*>(data) + t * stride); }
+  Rows part(size_t begin, size_t end) const { return {end - begin, stride, at<uint8_t>(begin), scales + begin}; }
 };
 
 enum class Epilogue : int {
@@ -60,7 +64,7 @@ struct Output {
 
 // Scratch of a product: rows in the form that a tier multiplies, 1 MiB of them or, if that is more, 64 rows of bytes (tiles keep sums
 // there); and two panels of int8.
-constexpr size_t prepared_bytes(size_t kp) { return 64 * kp > 1024 * 1024 ? 64 * kp : 1024 * 1024; }
+constexpr size_t prepared_bytes(size_t kp) { return std::max<size_t>(64 * spread_bytes(kp), 1024 * 1024); }
 constexpr size_t linear_scratch_bytes(size_t kp) { return prepared_bytes(kp) + 32 * kp; }
 
 // Computes panels [begin, end) of 16 outputs each. kSiluMul needs an even `begin` and `end`.

@@ -16,7 +16,7 @@ namespace {
 template <bool kInt8, bool kUnpack, Epilogue kEpilogue>
 void one_tile_of_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
   const size_t row_bytes = w.kp * (kInt8 ? 1 : 2), chunks = row_bytes / 64, panel_bytes = 16 * row_bytes;
-  const uint8_t* a = static_cast<const uint8_t*>(x.data);
+  const uint8_t* a = x.at<uint8_t>(0);
   uint8_t* const unpacked = scratch + 8192;
   Finisher<kInt8, kEpilogue> first(w, x, out, 4), second(w, x, out, 4);
   const auto each = [&] {
@@ -31,9 +31,9 @@ void one_tile_of_rows(const Linear& w, const Rows& x, size_t begin, size_t end, 
   for (; p + 4 <= end; p += 4) {
     uint8_t* const sums = scratch + (p - begin) / 4 % 2 * 4096;
     if (kUnpack)
-      block_i4<false>(a, row_bytes, w, p, chunks, unpacked, sums, each);
+      block_i4<false>(a, x.stride, w, p, chunks, unpacked, sums, each);
     else
-      block_1x4<kInt8>(a, row_bytes, w.codes + p * panel_bytes, panel_bytes, chunks, sums, each);
+      block_1x4<kInt8>(a, x.stride, w.codes + p * panel_bytes, panel_bytes, chunks, sums, each);
     rest();
     first.begin(sums, 0, p);
     second.begin(sums + 2048, 0, p + 2);
@@ -47,7 +47,7 @@ void one_tile_of_rows(const Linear& w, const Rows& x, size_t begin, size_t end, 
       stored();
       b = unpacked;
     }
-    for (size_t i = 0; i < panels; ++i) block_1x1<kInt8>(a, row_bytes, b + i * panel_bytes, chunks, scratch + 1024 * i);
+    for (size_t i = 0; i < panels; ++i) block_1x1<kInt8>(a, x.stride, b + i * panel_bytes, chunks, scratch + 1024 * i);
     finish_rows<kInt8>(w, x, 0, p, scratch, panels, out);
     p += panels;
   }
@@ -64,7 +64,7 @@ void some_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
 template <bool kInt8, bool kUnpack>
 void tiles(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
   for (size_t row = 0; row < x.num; row += 32 * kMostBlocks) {
-    const Rows part = x.part(row, std::min(row + 32 * kMostBlocks, x.num), w.kind);
+    const Rows part = x.part(row, std::min(row + 32 * kMostBlocks, x.num));
     const Output to = out.from_row(row);
     switch (out.epilogue) {
       case Epilogue::kStore: some_rows<kInt8, kUnpack, Epilogue::kStore>(w, part, begin, end, to, scratch); break;

@@ -99,7 +99,7 @@ TRIVET_INLINE void block_2x2(Walk walk, size_t chunks, bool goes_on, uint8_t* c,
 }
 
 // Rows that leave no room in L2 are multiplied by slices of kSlice bytes, while the sums of a group of panels wait there.
-constexpr size_t kMostRowBytes = 1 << 20, kSlice = 1024, kMostBlocks = 16, kMostSums = 64, kMostPairs = 8;
+constexpr size_t kMostRowBytes = 1 << 20, kSlice = 1024, kMostBlocks = 8, kMostSums = 128, kMostPairs = 16;
 static_assert(4096 * kMostSums <= prepared_bytes(0), "sums and two unpacked panels fit the scratch");
 
 // 17 to 32 kMostBlocks rows: two panels at a time against all rows, and a last odd panel.
@@ -113,7 +113,6 @@ class ManyRows {
         end_(end),
         row_bytes_(w.kp * (kInt8 ? 1 : 2)),
         blocks_((x.num + 31) / 32),
-        a_(static_cast<const uint8_t*>(x.data)),
         sums_(scratch),
         unpacked_(scratch + 4096 * kMostSums),
         finisher_(w, x, out, 2) {}
@@ -134,7 +133,7 @@ class ManyRows {
   void unpacked_as_used(size_t begin, size_t even_end) {
     for (size_t p = begin; p < even_end; p += 2) {
       uint8_t* const sums = sums_ + num_done_++ % 2 * 4096;
-      block_i4<true>(a_, row_bytes_, w_, p, row_bytes_ / 64, unpacked_, sums, [&] {
+      block_i4<true>(x_.at<uint8_t>(0), x_.stride, w_, p, row_bytes_ / 64, unpacked_, sums, [&] {
         if (finisher_.left() > 1) finisher_.template some<2>();
       });
       finisher_.rest();
@@ -155,7 +154,8 @@ class ManyRows {
         }
     }
   }
-  // Bytes [k, k + slice) of all rows with those of panels p and p + 1. sums: of its own for each block; null: two in turn do.
+  // Bytes [k, k + slice) of all rows with those of panels p and p + 1. sums: of its own for each block; null: one does,
+  // since what it had is finished before.
   void pair(size_t p, size_t k, uint8_t* sums, Ahead next) {
     const size_t bytes = std::min(slice_, row_bytes_ - k), panel_bytes = 16 * row_bytes_;
     const uint8_t* b = w_.codes + p * panel_bytes + 16 * k;
@@ -166,8 +166,8 @@ class ManyRows {
     }
     auto finisher = finisher_;  // where the compiler sees that no store reaches it
     for (size_t row = 0; row < x_.num; row += 32, ++num_done_) {
-      uint8_t* const to = sums ? sums + row / 32 * 4096 : sums_ + num_done_ % 2 * 4096;
-      Walk walk{a_ + row * row_bytes_ + k, b, row_bytes_, kUnpack ? 16 * bytes : panel_bytes, 64};
+      uint8_t* const to = sums ? sums + row / 32 * 4096 : sums_;
+      Walk walk{x_.at<uint8_t>(row) + k, b, x_.stride, kUnpack ? 16 * bytes : panel_bytes, 64};
       if (is_cold_) {
         Ahead soon{b + kAhead, nullptr, 0, 0, 0};
         block_2x2<kInt8, true>(walk, bytes / 64, false, to, finisher, soon);
@@ -192,7 +192,7 @@ class ManyRows {
       b = unpacked_;
     }
     for (size_t row = 0; row < x_.num; row += 16) {
-      block_1x1<kInt8>(a_ + row * row_bytes_, row_bytes_, b, row_bytes_ / 64, sums_);
+      block_1x1<kInt8>(x_.at<uint8_t>(row), x_.stride, b, row_bytes_ / 64, sums_);
       finish_rows<kInt8>(w_, x_, row, p, sums_, 1, out_);
     }
   }
@@ -208,7 +208,6 @@ class ManyRows {
   const Rows& x_;
   const Output& out_;
   const size_t end_, row_bytes_, blocks_;
-  const uint8_t* a_;
   uint8_t *sums_, *unpacked_;
   Finisher<kInt8, kEpilogue> finisher_;
   size_t slice_ = 0, num_done_ = 0;

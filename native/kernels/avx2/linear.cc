@@ -81,7 +81,7 @@ class I8 {
 
   void prepare(size_t row, size_t num) const {
     for (size_t r = 0; r < num; ++r) {
-      const int8_t* from = static_cast<const int8_t*>(x_.data) + (row + r) * x_.kp;
+      const int8_t* from = x_.at<int8_t>(row + r);
       for (size_t k = 0; k < w_.kp; k += 16)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(wide_ + r * ld_ + k), _mm256_cvtepi8_epi16(load128(from + k)));
     }
@@ -143,11 +143,11 @@ class I4 {
       : w_(w), x_(x), starts_(reinterpret_cast<int32_t*>(scratch)), groups_(w.kp / 32) {}
 
   void prepare(size_t row, size_t num) {
-    rows_ = static_cast<const int8_t*>(x_.data) + row * x_.kp;
+    rows_ = x_.at<int8_t>(row);
     const __m256i ones = _mm256_set1_epi8(1);
     for (size_t r = 0; r < num; ++r)
       for (size_t g = 0; g < groups_; ++g) {
-        const __m256i pairs = _mm256_maddubs_epi16(ones, load256(rows_ + r * x_.kp + 32 * g));
+        const __m256i pairs = _mm256_maddubs_epi16(ones, load256(rows_ + r * x_.stride + 32 * g));
         __m128i s = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
         s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4E));
         s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xB1));
@@ -160,7 +160,7 @@ class I4 {
     const size_t panel_bytes = w_.panel_bytes();
     const uint8_t* codes = w_.codes + panel * panel_bytes + 32 * half;
     const int8_t* multipliers = w_.multipliers + panel * (w_.kp / 2) + 8 * half;
-    const int8_t* x = rows_ + row * x_.kp;
+    const int8_t* x = rows_ + row * x_.stride;
     const int32_t* starts = starts_ + row;
     const __m256i low = _mm256_set1_epi8(15);
     const __m256i to_high_halves = _mm256_setr_epi8(-1, 0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3,  //
@@ -190,7 +190,7 @@ class I4 {
           }
 #pragma GCC unroll 6
           for (int r = 0; r < R; ++r) {
-            const __m256i u = broadcast32(x + r * x_.kp + k + 32 * h + 4 * j);
+            const __m256i u = broadcast32(x + r * x_.stride + k + 32 * h + 4 * j);
 #pragma GCC unroll 4
             for (int q = 0; q < Q; ++q) part[r][q] = add_products8(part[r][q], n[q], u);
           }
@@ -228,7 +228,7 @@ class Bf16 {
 
   void prepare(size_t row, size_t num) const {
     for (size_t r = 0; r < num; ++r)
-      widen<Unit>(static_cast<const uint16_t*>(x_.data) + (row + r) * x_.kp, w_.kp, wide_ + r * ld_);
+      widen<Unit>(x_.at<uint16_t>(row + r), w_.kp, wide_ + r * ld_);
   }
 
   template <int R, int Q, class A>

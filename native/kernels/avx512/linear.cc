@@ -59,7 +59,7 @@ void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
     for (int r = 0; r < R; ++r) acc[r][p] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
   }
   const size_t panel_bytes = w.panel_bytes();
-  const uint8_t* a = static_cast<const uint8_t*>(x.data) + row * x.kp;  // moved up
+  const uint8_t* a = x.at<uint8_t>(row);  // moved up
   for (size_t k = 0; k < w.kp; k += 4) {
     __m512i v[P];
 #pragma GCC unroll 4
@@ -69,7 +69,7 @@ void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const __m512i u = broadcast4(a + r * x.kp + k);
+      const __m512i u = broadcast4(a + r * x.stride + k);
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) acc[r][p] = dpbusd(acc[r][p], u, v[p]);
     }
@@ -93,7 +93,7 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
   const __m512i low = _mm512_set1_epi8(15);
   const __m512i to_q = _mm512_broadcast_i32x4(_mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
   const size_t panel_bytes = w.panel_bytes();
-  const uint8_t* a = static_cast<const uint8_t*>(x.data) + row * x.kp;  // moved up
+  const uint8_t* a = x.at<uint8_t>(row);  // moved up
   for (size_t k = 0; k < w.kp; k += 64) {
     __m512i lo[R][P], hi[R][P];
 #pragma GCC unroll 4
@@ -112,7 +112,7 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        const __m512i ul = broadcast4(a + r * x.kp + k + 4 * j), uh = broadcast4(a + r * x.kp + k + 32 + 4 * j);
+        const __m512i ul = broadcast4(a + r * x.stride + k + 4 * j), uh = broadcast4(a + r * x.stride + k + 32 + 4 * j);
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
           lo[r][p] = dpbusd(lo[r][p], ul, vl[p]);
@@ -146,7 +146,7 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, const 
   }
   const __m512i high = _mm512_set1_epi32(int32_t(0xffff0000));
   const size_t panel_bytes = w.panel_bytes();
-  const uint16_t* a = static_cast<const uint16_t*>(x.data) + row * x.kp;
+  const uint16_t* a = x.at<uint16_t>(row);
   for (size_t k = 0; k < w.kp; k += 32) {
     __m512 even[R][P], odd[R][P];
 #pragma GCC unroll 4
@@ -165,8 +165,8 @@ void block_bf16(const Linear& w, const Rows& x, size_t row, size_t panel, const 
       }
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        const __m512 xe = _mm512_set1_ps(bf16_to_float(a[r * x.kp + k + 2 * j]));
-        const __m512 xo = _mm512_set1_ps(bf16_to_float(a[r * x.kp + k + 2 * j + 1]));
+        const __m512 xe = _mm512_set1_ps(bf16_to_float(a[r * x.stride / 2 + k + 2 * j]));
+        const __m512 xo = _mm512_set1_ps(bf16_to_float(a[r * x.stride / 2 + k + 2 * j + 1]));
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
           even[r][p] = _mm512_fmadd_ps(we[p], xe, even[r][p]);
@@ -212,10 +212,10 @@ void blocks(const Block (&table)[4][3], const Linear& w, const Rows& x, size_t b
 }  // namespace
 
 void linear_i8(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  TRIVET_LINEAR(block_i8, moved_up(x, scratch));
+  TRIVET_LINEAR(block_i8, moved_up(x, w.kp, scratch));
 }
 void linear_i4(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  TRIVET_LINEAR(block_i4, moved_up(x, scratch));
+  TRIVET_LINEAR(block_i4, moved_up(x, w.kp, scratch));
 }
 void linear_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
   TRIVET_LINEAR(block_bf16, x);

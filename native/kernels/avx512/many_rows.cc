@@ -40,7 +40,7 @@ void block(const Linear& w, const Rows& x, size_t row, size_t panel, const uint8
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r][p] = start;
   }
-  const uint8_t* moved = static_cast<const uint8_t*>(x.data) + row * x.kp;
+  const uint8_t* moved = x.at<uint8_t>(row);
   for (size_t line = 0; line < w.kp / 4; line += 4)
 #pragma GCC unroll 4
     for (size_t part = 0; part < 4; ++part) {
@@ -51,7 +51,7 @@ void block(const Linear& w, const Rows& x, size_t row, size_t panel, const uint8
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         int32_t four;
-        __builtin_memcpy(&four, moved + r * x.kp + 4 * (line + part), 4);
+        __builtin_memcpy(&four, moved + r * x.stride + 4 * (line + part), 4);
         const __m512i u = _mm512_set1_epi32(four);
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) acc[r][p] = dpbusd(acc[r][p], u, v[p]);
@@ -68,8 +68,8 @@ void many_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
   static constexpr decltype(&block<1, 1>) table[][2] = {TRIVET_EACH_ROWS(TRIVET_BLOCK)};
 #undef TRIVET_BLOCK
   uint8_t* unpacked = scratch + prepared_bytes(w.kp);
-  for_runs(x.num, prepared_bytes(w.kp) / w.kp / (kUnpack ? 1 : 2), [&](size_t first, size_t num, size_t batch, size_t batches) {
-    const Rows moved = moved_up(x.part(first, first + num, LinearKind::kI8), scratch);
+  for_runs(x.num, prepared_bytes(w.kp) / spread_bytes(w.kp) / (kUnpack ? 1 : 2), [&](size_t first, size_t num, size_t batch, size_t batches) {
+    const Rows moved = moved_up(x.part(first, first + num), w.kp, scratch);
     const Output to = out.from_row(first);
     for (size_t p = begin; p < end; p += 2) {
       const size_t width = std::min<size_t>(end - p, 2), after = p + 2 < end ? p + 2 : begin;
@@ -130,7 +130,7 @@ void many_rows_bf16(const Linear& w, const Rows& x, size_t begin, size_t end, co
     for (size_t row = 0; row < x.num; row += kRowsAtOnce) {
       const size_t num = std::min(x.num - row, kRowsAtOnce);
       for (size_t r = 0; r < num; ++r)
-        widen<Unit>(static_cast<const uint16_t*>(x.data) + (row + r) * x.kp, w.kp, wide + r * ld);
+        widen<Unit>(x.at<uint16_t>(row + r), w.kp, wide + r * ld);
       for (size_t p = first; p < last; p += 2) {
         const uint8_t* next = p + 2 < end ? w.codes + (p + 2) * w.panel_bytes() : nullptr;
         for_runs(num, Unit::kMostRows, [&](size_t r, size_t length, size_t run, size_t runs) {

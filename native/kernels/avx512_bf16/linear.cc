@@ -17,9 +17,9 @@ TRIVET_INLINE void block(const Linear& w, const Rows& x, size_t row, size_t pane
   vf sums[R][P];
   const uint8_t* codes = w.codes + panel * w.panel_bytes();
   const size_t panel_bytes = w.panel_bytes();
-  const uint16_t* a = static_cast<const uint16_t*>(x.data) + row * x.kp;
+  const uint16_t* a = x.at<uint16_t>(row);
   chains<R, P>(
-      a, x.kp, w.kp / 32, [](int, int) { return _mm512_setzero_ps(); },
+      a, x.stride / 2, w.kp / 32, [](int, int) { return _mm512_setzero_ps(); },
       [&](size_t i, size_t j, int p) {
         const uint8_t* at = codes + size_t(p) * panel_bytes + 1024 * i + 64 * j;
         fetch(at, i, j, p);

@@ -72,7 +72,7 @@ vf panel_bf16(const Linear& w, const uint16_t* x, size_t panel) {
 template <class X, auto panel_of>
 void linear(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t*) {
   for (size_t t = 0; t < x.num; ++t) {
-    const X* row = static_cast<const X*>(x.data) + t * x.kp;
+    const X* row = x.at<X>(t);
     if (out.epilogue == Epilogue::kSiluMul)
       for (size_t p = begin; p < end; p += 2) finish_gate_up(w, x, p, t, panel_of(w, row, p), panel_of(w, row, p + 1), out);
     else

@@ -34,16 +34,38 @@ void rms_norm(const float* x, const float* weight, float eps, size_t dim, float*
   for (; i < dim; ++i) out[i] = (x[i] * inv) * weight[i];
 }
 
-template <class X>
-void quantize(const X* x, size_t k, size_t kp, int8_t* out, float* scale) {
-  vi top{};  // magnitudes of floats order as integers, and a NaN is above all: it ends up in the scale
+// The largest magnitude of k numbers. Those of floats order as integers, and a NaN is above all.
+TRIVET_INLINE float largest(const float* x, size_t k) {
+  vi top{};
   size_t i = 0;
   for (; i + 16 <= k; i += 16) top = max(top, as_int(abs(load(x + i))));
   if (i < k) top = max(top, as_int(abs(load_first(x + i, k - i))));
-  const float absmax = as_float(vi{} + max_lane(top))[0];
+  return as_float(vi{} + max_lane(top))[0];
+}
+TRIVET_INLINE float largest(const uint16_t* x, size_t k) {
+  typedef uint16_t vw __attribute__((vector_size(64)));
+  vw top[2] = {};
+  size_t i = 0;
+  for (; i + 64 <= k; i += 64)
+    for (size_t j = 0; j < 2; ++j) {
+      vw v;
+      __builtin_memcpy(&v, x + i + 32 * j, 64);
+      v &= 0x7fff;
+      top[j] = v > top[j] ? v : top[j];
+    }
+  top[0] = top[0] > top[1] ? top[0] : top[1];
+  uint16_t most = 0;
+  for (size_t j = 0; j < 32; ++j) most = most < top[0][j] ? top[0][j] : most;
+  for (; i < k; ++i) most = most < (x[i] & 0x7fff) ? uint16_t(x[i] & 0x7fff) : most;
+  return bf16_to_float(most);
+}
+
+template <class X>
+void quantize(const X* x, size_t k, size_t kp, int8_t* out, float* scale) {
+  const float absmax = largest(x, k);  // a NaN ends up in the scale
   *scale = absmax / 127.0f;
   const float inverse = absmax > 1e-30f ? 127.0f / absmax : 0.0f;
-  i = 0;
+  size_t i = 0;
 #ifdef __AVX512BW__  // the code is the low byte of x + 12582912
   for (; i + 64 <= k; i += 64) {
     const auto codes = [&](size_t j) {
