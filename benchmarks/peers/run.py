@@ -71,9 +71,14 @@ def value_of(row: Row, answer: Message) -> float:
 
 
 def warm_up(row: Row) -> Message:
-    """A shorter piece of the row's work; whole where the prompts stay in a prefix cache."""
+    """A shorter piece of the row's work; only its prompts where they are to stay in a prefix cache.
+
+    Before they are there, the first stream may be through with its answer before the last has begun its own.
+    """
     work = dict(row.work)
-    if work["work"] in ("decode", "shared") and not row.repeat_prompts:
+    if row.repeat_prompts:
+        work.update(work="prefill", output=1)
+    elif work["work"] in ("decode", "shared"):
         work["output"] = min(WARM_UP_TOKENS, work["output"])
     if "requests" in work:
         work["requests"] = work["streams"]

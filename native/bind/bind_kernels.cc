@@ -139,6 +139,12 @@ void bind_kernels(nb::module_& parent) {
     kernels().quantize(x.data(), x.shape(0), out.shape(0), out.data(), &scale);
     return scale;
   }, nb::arg("x").noconvert(), nb::arg("out").noconvert(), "Int8 codes of x; gives the scale.");
+  m.def("quantize_bf16", [](Array<const uint16_t, 1> x, Array<int8_t, 1> out) {
+    check(out.shape(0) >= x.shape(0) && out.shape(0) % 64 == 0, "out must be [Kp], a multiple of 64");
+    float scale = 0;
+    kernels().quantize_bf16(x.data(), x.shape(0), out.shape(0), out.data(), &scale);
+    return scale;
+  }, nb::arg("x").noconvert(), nb::arg("out").noconvert(), "Int8 codes of bf16 numbers; gives the scale.");
   m.def("to_bf16", [](Array<const float, 1> x, Array<uint16_t, 1> out) {
     check(out.shape(0) >= x.shape(0) && out.shape(0) % 32 == 0, "out must be [Kp], a multiple of 32");
     kernels().to_bf16(x.data(), x.shape(0), out.shape(0), out.data());

@@ -60,7 +60,7 @@ bool self_test(const Kernels& candidate, const Kernels& twin, bool amx) {
       }
     }
     for (size_t num : {size_t(1), size_t(2), size_t(7), size_t(20), size_t(33), rows}) {
-      const Rows in{num, k, x, row_scales};
+      const Rows in{num, kind == 0 ? 2 * k : k, x, row_scales};
       twin.linear[kind](w, in, 0, panels, {Epilogue::kStore, want, outputs}, scratch);
       std::memset(got, 0, sizeof got);
       if (amx) amx_tiles_begin();

@@ -265,7 +265,9 @@ def test_every_row_and_round_has_prompts_of_its_own() -> None:
     fixed = sum(row.repeat_prompts for row in ROWS.values())
     assert len(seeds) == 7 * (len(ROWS) - fixed) + fixed
     assert run.warm_up(ROWS["R3.8"])["output"] == run.WARM_UP_TOKENS
-    assert run.warm_up(ROWS["R7.1"])["output"] == 64
+    long = run.warm_up(ROWS["R7.8"])
+    assert (long["work"], long["prompt"], long["output"], long["streams"]) == ("prefill", 8192, 1, 8)
+    assert long["seed"] == run.seed_of(ROWS["R7.8"], 3), "the prompts of its turns"
 
 
 class Noting:

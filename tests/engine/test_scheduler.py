@@ -212,6 +212,20 @@ def test_a_long_prompt_that_others_pass_is_next_when_the_one_before_has_ended() 
     assert ended.index("short0") < ended.index("first") < ended.index("short14") < ended.index("second")
 
 
+def test_a_long_prompt_of_a_lower_number_does_not_wait_for_one_under_way() -> None:
+    driver = streaming()
+    driver.add(request("under way", [3] * 3000, max_tokens=1, priority=5))
+    for _ in range(5):
+        driver.step()
+    driver.add(request("urgent", [4] * 600, max_tokens=1))
+    steps = 0
+    while not driver.outputs["urgent", 0].finish_reason:
+        driver.step()
+        steps += 1
+    assert steps <= 2 + 12, "48 tokens a step, from the next on"
+    assert not driver.tokens("under way")
+
+
 def test_a_stream_that_was_preempted_gets_all_that_the_target_leaves() -> None:
     driver = streaming()
     driver.add(request("stream", [6] * 150, max_tokens=60))

@@ -43,13 +43,25 @@ def test_quantize(isa: str, n: int) -> None:
     assert not out[n:].any()
 
 
-@pytest.mark.parametrize("at", [0, 17, 63])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("n", SIZES)
+def test_quantizing_bf16_is_quantizing_its_floats(isa: str, n: int) -> None:
+    """Wherever the largest number stands, of either sign."""
+    for at in {0, n // 2, n - 1}:
+        x = bf16(row(n))
+        x[at] = bf16(np.full(1, -7.0 if at % 2 else 7.0, np.float32))[0]
+        codes, want = at_page_end(np.full(-(-n // 64) * 64, 99, np.int8)), np.zeros(-(-n // 64) * 64, np.int8)
+        assert _core.kernels.quantize_bf16(at_page_end(x), codes) == _core.kernels.quantize(from_bf16(x), want)
+        assert codes.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("at", [0, 17, 63, 70])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_shows_in_the_scale(isa: str, at: int, value: float) -> None:
     """Or a damaged row would be taken for one of zeros, and a token be sampled from it."""
-    x = np.ones(64, np.float32)
+    x = np.ones(71, np.float32)
     x[at] = value
-    assert not np.isfinite(_core.kernels.quantize(x, np.zeros(64, np.int8)))
+    assert not np.isfinite(_core.kernels.quantize(x, np.zeros(128, np.int8)))
+    assert not np.isfinite(_core.kernels.quantize_bf16(bf16(x), np.zeros(128, np.int8)))
 
 
 def test_quantize_of_zeros_is_zeros(isa: str) -> None:

@@ -203,7 +203,7 @@ def test_every_tier_adds_and_rounds_the_same_where_the_last_panel_is_odd(kind: s
 def test_every_tier_takes_rows_in_batches(kind: str, n: int, k: int, num: int) -> None:
     """At most 63 rows of 8,200 numbers go at once in int8, 127 in int4; 174 and 348 of 3,000, 32 and 64 of 17,000.
 
-    Tiles slice what is more than 1 MiB of rows, 256 rows and 16 pairs of panels at a time, but 32 rows of int4.
+    Tiles slice what is more than 1 MiB of rows, up to 256 rows and 16 pairs of panels at a time, but 32 rows of int4.
     80 outputs are an odd number of panels. The binding says if a kernel leaves its scratch.
     """
     case, bias = Case(kind, n, k, num), np.linspace(-9, 9, n).astype(np.float32)

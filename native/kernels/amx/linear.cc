@@ -63,8 +63,10 @@ void some_rows(const Linear& w, const Rows& x, size_t begin, size_t end, const O
 
 template <bool kInt8, bool kUnpack>
 void tiles(const Linear& w, const Rows& x, size_t begin, size_t end, const Output& out, uint8_t* scratch) {
-  for (size_t row = 0; row < x.num; row += 32 * kMostBlocks) {
-    const Rows part = x.part(row, std::min(row + 32 * kMostBlocks, x.num));
+  const size_t blocks = (x.num + 31) / 32, batches = (blocks + kMostBlocks - 1) / kMostBlocks;
+  for (size_t batch = 0; batch < batches; ++batch) {  // of as many rows each: all weights are read for every one
+    const size_t row = blocks * batch / batches * 32, end_row = std::min(blocks * (batch + 1) / batches * 32, x.num);
+    const Rows part = x.part(row, end_row);
     const Output to = out.from_row(row);
     switch (out.epilogue) {
       case Epilogue::kStore: some_rows<kInt8, kUnpack, Epilogue::kStore>(w, part, begin, end, to, scratch); break;

@@ -43,21 +43,19 @@ TRIVET_INLINE float largest(const float* x, size_t k) {
   return as_float(vi{} + max_lane(top))[0];
 }
 TRIVET_INLINE float largest(const uint16_t* x, size_t k) {
-  typedef uint16_t vw __attribute__((vector_size(64)));
-  vw top[2] = {};
   size_t i = 0;
-  for (; i + 64 <= k; i += 64)
-    for (size_t j = 0; j < 2; ++j) {
-      vw v;
-      __builtin_memcpy(&v, x + i + 32 * j, 64);
-      v &= 0x7fff;
-      top[j] = v > top[j] ? v : top[j];
-    }
-  top[0] = top[0] > top[1] ? top[0] : top[1];
-  uint16_t most = 0;
-  for (size_t j = 0; j < 32; ++j) most = most < top[0][j] ? top[0][j] : most;
-  for (; i < k; ++i) most = most < (x[i] & 0x7fff) ? uint16_t(x[i] & 0x7fff) : most;
-  return bf16_to_float(most);
+  vi top{};
+#ifdef __AVX512BW__  // bf16 numbers order as integers, too
+  __m512i most = _mm512_setzero_si512();
+  for (; i + 32 <= k; i += 32)
+    most = _mm512_max_epu16(most, _mm512_and_si512(_mm512_loadu_si512(x + i), _mm512_set1_epi16(0x7fff)));
+  alignas(64) uint16_t numbers[32];
+  _mm512_store_si512(numbers, most);
+  top = max(as_int(load(numbers)), as_int(load(numbers + 16)));
+#endif
+  for (; i + 16 <= k; i += 16) top = max(top, as_int(abs(load(x + i))));
+  if (i < k) top = max(top, as_int(abs(load_first(x + i, k - i))));
+  return as_float(vi{} + max_lane(top))[0];
 }
 
 template <class X>

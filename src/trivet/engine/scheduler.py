@@ -4,10 +4,10 @@ Order: (priority, arrival, index). Running sequences that have caught up get the
 way, then waiting ones, until the token budget is spent. While streams run, prompts get only so many tokens that the
 step, by the step model, stays within the inter-token target: all that it leaves if that brings the prompt to its end, a
 third if it does not, since a long prompt makes many gaps long and one that ends makes one. Of prompts that do not end,
-the first alone gets tokens; the others are put off, and shorter ones may pass them until it has ended. A stream that
-was preempted has been promised tokens already: it counts as one that ends.
+the first in order alone gets tokens; the others are put off, and shorter ones may pass them until it has ended. A
+stream that was preempted has begun to talk: it counts as one that ends.
 
-Memory: a sequence starts when it gets tokens and the blocks of all of them fit, with one spare block for each that
+Memory: a sequence starts when this step is not to put it off and all its blocks fit, with a spare one for each that
 runs. A running sequence that finds no block takes them from the last in order, which waits again, keeps its output, and
 is recomputed. So the first in order always comes to its end, and by induction everybody does. Blocks change hands while
 the step that uses them still runs: steps run in order, so what it writes is overwritten before the next owner reads it.
@@ -30,7 +30,7 @@ from trivet.engine.step_model import StepModel
 _by_rank = attrgetter("rank")
 _UNENDED_SHARE = 1 / 3  # of what the inter-token target leaves, for a prompt that this step cannot end
 _UNKNOWN_COST_TOKENS = 128  # prompt tokens beside running streams before any prompt has been timed
-_TILE_ROWS = 16  # of the matrix unit: what a prompt that does not end gets is a multiple
+_TILE_ROWS = 16  # of the matrix unit: what the target leaves for a prompt that does not end is cut to a multiple
 _LOOK_PAST = 8  # waiting prompts that one step may put off; those behind wait with them
 _LOGITS_BYTES = 64 * 2**20  # full logits that one step may give back
 
@@ -45,7 +45,7 @@ class Plan:
     num_tokens: int = 0
     num_pairs: int = 0  # of prompts' attention: sum over their new tokens of the context each attends to
     num_context: int = 0  # that decodes attend to
-    has_unended: bool = False  # a prompt gets tokens, but not all
+    unended: tuple[int, int, int] | None = None  # rank of the first prompt that gets tokens, but not all
     preempted: list[Sequence] = field(default_factory=list)
 
 
@@ -66,7 +66,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.prefix_queries_tokens = 0
         self.prefix_hits_tokens = 0
-        self.is_full = False  # the last step could not start the first waiting sequence for lack of blocks
+        self.is_full = False  # the last step could not start a waiting sequence for lack of blocks
         self._target_s = config.itl_target_s
         self._floor = min(block_size, self.max_tokens)
         self._logits_tokens = max(1, _LOGITS_BYTES // (4 * capabilities.vocab_size))
@@ -245,7 +245,8 @@ class Scheduler:
         chunk = self._chunk(plan, seq, seq.num_computed, room_s)
         if chunk == 0:
             return room_s  # put off: others may end in what is left
-        plan.has_unended |= chunk < seq.num_tokens - seq.num_computed
+        if chunk < seq.num_tokens - seq.num_computed:
+            plan.unended = min(seq.rank, plan.unended or seq.rank)
         pairs = chunk * seq.num_computed + chunk * (chunk + 1) // 2
         if room_s is not None:
             room_s -= self.model.cost(chunk, pairs)
@@ -270,7 +271,7 @@ class Scheduler:
         num_prefill = plan.num_tokens - plan.num_decodes
         fits = self.model.tokens_within(room_s, num_computed) if is_known else _UNKNOWN_COST_TOKENS - num_prefill
         if min(fits, most) < left and seq.first_token_s is None:  # a prompt that this step cannot end
-            if plan.has_unended:
+            if plan.unended is not None and plan.unended < seq.rank:
                 fits = 0
             elif is_known:
                 fits = self.model.tokens_within(room_s * _UNENDED_SHARE, num_computed)
