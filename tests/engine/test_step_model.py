@@ -56,7 +56,8 @@ def test_a_prompt_far_from_what_decodes_say_is_no_disturbance() -> None:
         if i >= 100:
             errors.append(model.predict(tokens + seqs, pairs, 500 * seqs) / seconds - 1)
         model.observe(tokens + seqs, pairs, 500 * seqs, seconds * rng.uniform(0.9, 1.1), num_prefill=tokens)
-    assert abs(median(errors)) <= 0.01 and max(map(abs, errors)) <= 0.025
+    error = 0.2 / 12**0.5 * (4 / 48) ** 0.5  # of four numbers found from 48 samples that scatter evenly by +-10 %
+    assert abs(median(errors)) <= 0.01 and max(map(abs, errors)) <= 3 * error
 
 
 def test_first_prompts_after_many_equal_decodes_are_no_disturbance() -> None:

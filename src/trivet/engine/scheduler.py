@@ -2,9 +2,9 @@
 
 Order: (priority, arrival, index). Running sequences that have caught up get their one token first; then prompts under
 way, then waiting ones, until the token budget is spent. While streams run, prompts get only so many tokens that the
-step, by the step model, stays within the inter-token target: all that it leaves if that brings the prompt to its end, a
-third if it does not, since a long prompt makes many gaps long and one that ends makes one. Of prompts that do not end,
-the first in order alone gets tokens; the others are put off, and shorter ones may pass them until it has ended. A
+step, by the step model, stays within the inter-token target: all that it leaves if that brings the prompt to its end,
+a quarter if it does not, since a long prompt makes many gaps long and one that ends makes one. Of prompts that do not
+end, the first in order alone gets tokens; the others are put off, and shorter ones may pass them until it has ended. A
 stream that was preempted has begun to talk: it counts as one that ends.
 
 Memory: a sequence starts when this step is not to put it off and all its blocks fit, with a spare one for each that
@@ -28,7 +28,7 @@ from trivet.engine.step import Capabilities
 from trivet.engine.step_model import StepModel
 
 _by_rank = attrgetter("rank")
-_UNENDED_SHARE = 1 / 3  # of what the inter-token target leaves, for a prompt that this step cannot end
+_UNENDED_SHARE = 1 / 4  # of what the inter-token target leaves, for a prompt that this step cannot end
 _UNKNOWN_COST_TOKENS = 128  # prompt tokens beside running streams before any prompt has been timed
 _TILE_ROWS = 16  # of the matrix unit: what the target leaves for a prompt that does not end is cut to a multiple
 _LOOK_PAST = 8  # waiting prompts that one step may put off; those behind wait with them

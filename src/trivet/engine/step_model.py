@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _KEPT = 48  # samples of each kind
-_REFIT = 16  # new samples before the next fit
+_REFIT = 16  # new samples before the next fit; one of a prompt is enough, since the next chunk hangs on it
 _MANY = 16  # prompt tokens from which on a step tells what prompts cost
 _ENOUGH = 96  # prompt tokens in all, before what one costs is known: 16 by themselves take as long as 100
 _USUAL = 0.01  # a share by which any step may be off: else the first prompts after much quiet decoding are disturbances
@@ -45,7 +45,7 @@ class StepModel:
         row[:] = 1.0, tokens, pairs, context, max(seconds, 1e-6)
         self._num_seen[kind] += 1
         self._num_prefill += num_prefill * kind
-        self._num_new += 1
+        self._num_new += _REFIT if kind else 1
 
     def predict(self, tokens: int, pairs: int, context: int) -> float:
         """Seconds that a step with so much work will take."""
