@@ -123,6 +123,16 @@ void write_kv(Array<uint8_t, 1> block, size_t block_size, size_t head_dim, bool 
   kernels().write_kv({block.data(), block_size, head_dim, pp, slot, num, int8, keys.data(), keys.shape(1), values.data(), values.shape(1)});
 }
 
+template <class X>
+void def_quantize(nb::module_& m, const char* name, void (*Kernels::*quantize)(const X*, size_t, size_t, int8_t*, float*)) {
+  m.def(name, [quantize](Array<const X, 1> x, Array<int8_t, 1> out) {
+    check(out.shape(0) >= x.shape(0) && out.shape(0) % 64 == 0, "out must be [Kp], a multiple of 64");
+    float scale = 0;
+    (kernels().*quantize)(x.data(), x.shape(0), out.shape(0), out.data(), &scale);
+    return scale;
+  }, nb::arg("x").noconvert(), nb::arg("out").noconvert(), "Int8 codes of x; gives the scale.");
+}
+
 }  // namespace
 
 void bind_kernels(nb::module_& parent) {
@@ -133,18 +143,8 @@ void bind_kernels(nb::module_& parent) {
     check(x.shape(0) == weight.shape(0) && x.shape(0) == out.shape(0), "x, weight and out must be [D]");
     kernels().rms_norm(x.data(), weight.data(), eps, x.shape(0), out.data());
   }, nb::arg("x").noconvert(), nb::arg("weight").noconvert(), nb::arg("eps"), nb::arg("out").noconvert());
-  m.def("quantize", [](Array<const float, 1> x, Array<int8_t, 1> out) {
-    check(out.shape(0) >= x.shape(0) && out.shape(0) % 64 == 0, "out must be [Kp], a multiple of 64");
-    float scale = 0;
-    kernels().quantize(x.data(), x.shape(0), out.shape(0), out.data(), &scale);
-    return scale;
-  }, nb::arg("x").noconvert(), nb::arg("out").noconvert(), "Int8 codes of x; gives the scale.");
-  m.def("quantize_bf16", [](Array<const uint16_t, 1> x, Array<int8_t, 1> out) {
-    check(out.shape(0) >= x.shape(0) && out.shape(0) % 64 == 0, "out must be [Kp], a multiple of 64");
-    float scale = 0;
-    kernels().quantize_bf16(x.data(), x.shape(0), out.shape(0), out.data(), &scale);
-    return scale;
-  }, nb::arg("x").noconvert(), nb::arg("out").noconvert(), "Int8 codes of bf16 numbers; gives the scale.");
+  def_quantize(m, "quantize", &Kernels::quantize);
+  def_quantize(m, "quantize_bf16", &Kernels::quantize_bf16);
   m.def("to_bf16", [](Array<const float, 1> x, Array<uint16_t, 1> out) {
     check(out.shape(0) >= x.shape(0) && out.shape(0) % 32 == 0, "out must be [Kp], a multiple of 32");
     kernels().to_bf16(x.data(), x.shape(0), out.shape(0), out.data());
