@@ -120,9 +120,10 @@ def test_settings_are_kept_and_damage_is_named(tmp_path: Path) -> None:
     assert cache.read_settings(tmp_path) == cache.CacheSettings()
     cache.write_settings(tmp_path, cache.CacheSettings(limit_bytes=12))
     assert cache.read_settings(tmp_path).limit_bytes == 12
-    (tmp_path / "settings.json").write_text("{")
-    with pytest.raises(CacheError, match=r"settings\.json cannot be read"):
-        cache.read_settings(tmp_path)
+    for damaged in (b"{", b'{"limit_bytes": "\xff"}'):
+        (tmp_path / "settings.json").write_bytes(damaged)
+        with pytest.raises(CacheError, match=r"settings\.json cannot be read"):
+            cache.read_settings(tmp_path)
 
 
 def test_files_that_cannot_be_read_are_listed(tmp_path: Path) -> None:

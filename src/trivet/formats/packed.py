@@ -265,7 +265,7 @@ def open_packed_file(path: Path) -> PackedFile:
         raise damaged(path, f"its header has {length:,} bytes, the file {size:,}")
     try:
         header = msgspec.json.decode(mapped[PREFIX_BYTES : PREFIX_BYTES + length], type=PackedHeader)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise damaged(path, f"its header cannot be read: {error}") from None
     if header.nbytes != size:
         raise damaged(path, f"it has {size:,} bytes, but its header says {header.nbytes:,}")

@@ -125,7 +125,7 @@ class StreamReader:
             return
         try:
             chunk = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except msgspec.DecodeError as error:
             self._fail(Outcome.malformed, f"an event is not a completion chunk: {error}: {data[:80]!r}")
             return
         if chunk.error is not None:

@@ -34,12 +34,11 @@ def decode_object(raw: bytes) -> dict[str, Any]:
     """The JSON object in `raw`; raises InvalidRequest naming the byte, line and column where it is not JSON."""
     try:
         value = msgspec.json.decode(raw)
-    except UnicodeDecodeError:
-        position = _invalid_utf8(raw)
-        raise InvalidRequest(f"the body is not UTF-8 at {_place(raw, position)}", code="invalid_json") from None
     except RecursionError:
         raise InvalidRequest("the body's JSON is nested too deeply", code="invalid_json") from None
     except msgspec.MsgspecError as error:
+        if (position := _invalid_utf8(raw)) is not None:
+            raise InvalidRequest(f"the body is not UTF-8 at {_place(raw, position)}", code="invalid_json") from None
         fault = _json_fault(raw, str(error))
         raise InvalidRequest(f"the body is not valid JSON: {fault}", code="invalid_json") from None
     if not isinstance(value, dict):
@@ -57,12 +56,13 @@ def _json_fault(raw: bytes, message: str) -> str:
     return message
 
 
-def _invalid_utf8(raw: bytes) -> int:
+def _invalid_utf8(raw: bytes) -> int | None:
+    """The first byte that is not UTF-8; None if every byte is."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:
         return error.start
-    return 0
+    return None
 
 
 def _place(raw: bytes, byte: int) -> str:
