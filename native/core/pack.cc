@@ -147,10 +147,9 @@ class I4Worker {
         colsum += m[kb * kPanel] * sum(&codes_[kb * 32], 32);
       }
       out_.colsum[nb * kPanel + c] = colsum;
-      for (size_t i = 0; i < kp_ / 2; ++i) {  // 32 low nibbles, then the 32 high ones of each 64 values
-        const size_t low = i / 32 * 64 + i % 32;
-        bytes_[c * kp_ / 2 + i] = uint8_t((codes_[low] + 8) | (codes_[low + 32] + 8) << 4);
-      }
+      for (size_t low = 0; low < kp_; low += 64)  // 32 low nibbles, then the 32 high ones of each 64 values
+        for (size_t i = low; i < low + 32; ++i)
+          bytes_[(c * kp_ + low) / 2 + i - low] = uint8_t((codes_[i] + 8) | (codes_[i + 32] + 8) << 4);
     }
     interleave(reinterpret_cast<const char*>(bytes_.data()), kp_ / 8, kp_ / 2,
                static_cast<char*>(out_.codes) + nb * kPanel * kp_ / 2);

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/common/lanes.h"
 #include "trivet/kernels.h"
@@ -107,16 +108,16 @@ TRIVET_INLINE Eight sums_of(const Eight (&v)[8]) {
 #endif
 }
 
-// The squared error of n values at each of the first T of eight steps: the sum of (x - step clamp(round(x / step), low, 7))^2.
-// Other lanes are 0.
+// The squared errors of groups of n values, side by side at x, at each of the first T of eight steps for each: the sum of
+// (x - step clamp(round(x / step), low, 7))^2. Other lanes are 0.
 template <int T>
-TRIVET_INLINE Eight square_errors(const float* x, size_t n, const Eight& steps, const Eight& lows) {
-  const Eight inverses = 1.0f / steps;
+TRIVET_INLINE void square_errors(const float* x, size_t n, const Eight (&steps)[1], const Eight (&lows)[1], Eight (&errors)[1]) {
+  const Eight inverses = 1.0f / steps[0];
   Eight step[T], inverse[T], low[T], total[8] = {};
   for (int t = 0; t < T; ++t) {
-    step[t] = eight(steps[t]);
+    step[t] = eight(steps[0][t]);
     inverse[t] = eight(inverses[t]);
-    low[t] = eight(lows[t]);
+    low[t] = eight(lows[0][t]);
   }
   for (size_t i = 0; i < n; i += 8) {
     const Eight v = load8(x + i);
@@ -126,7 +127,55 @@ TRIVET_INLINE Eight square_errors(const float* x, size_t n, const Eight& steps, 
       total[t] = total[t] + e * e;
     }
   }
-  return sums_of(total);
+  errors[0] = sums_of(total);
+}
+
+#ifdef __AVX512F__
+typedef float Sixteen __attribute__((vector_size(64)));
+
+TRIVET_INLINE Sixteen beside(const Eight& a, const Eight& b) {
+  return (Sixteen)_mm512_insertf32x8(_mm512_castps256_ps512((__m256)a), (__m256)b, 1);
+}
+TRIVET_INLINE Sixteen codes_of(const Sixteen& x, const Sixteen& inverse, const Sixteen& low) {
+  const Sixteen code = x * inverse + kToInteger - kToInteger;
+  return (Sixteen)_mm512_min_ps(_mm512_max_ps((__m512)code, (__m512)low), _mm512_set1_ps(7));
+}
+
+// A group in each half of the registers.
+template <int T>
+TRIVET_INLINE void square_errors(const float* x, size_t n, const Eight (&steps)[2], const Eight (&lows)[2], Eight (&errors)[2]) {
+  const Eight inverses[2] = {1.0f / steps[0], 1.0f / steps[1]};
+  Sixteen step[T], inverse[T], low[T], total[8] = {};
+  for (int t = 0; t < T; ++t) {
+    step[t] = beside(eight(steps[0][t]), eight(steps[1][t]));
+    inverse[t] = beside(eight(inverses[0][t]), eight(inverses[1][t]));
+    low[t] = beside(eight(lows[0][t]), eight(lows[1][t]));
+  }
+  for (size_t i = 0; i < n; i += 8) {
+    const Sixteen v = beside(load8(x + i), load8(x + n + i));
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const Sixteen e = v - step[t] * codes_of(v, inverse[t], low[t]);
+      total[t] = total[t] + e * e;
+    }
+  }
+  Eight half[8];
+  for (int h = 0; h < 2; ++h) {
+    for (int t = 0; t < 8; ++t) half[t] = (Eight)(h ? _mm512_extractf32x8_ps((__m512)total[t], 1) : _mm512_castps512_ps256((__m512)total[t]));
+    errors[h] = sums_of(half);
+  }
+}
+constexpr int kGroupsAtOnce = 2;
+#else
+constexpr int kGroupsAtOnce = 1;
+#endif
+
+// body(first group, how many as a constant: kGroupsAtOnce or 1) until all num groups are through.
+template <class F>
+TRIVET_INLINE void for_groups(size_t num, F&& body) {
+  size_t g = 0;
+  for (; g + kGroupsAtOnce <= num; g += kGroupsAtOnce) body(g, std::integral_constant<int, kGroupsAtOnce>());
+  for (; g < num; ++g) body(g, std::integral_constant<int, 1>());
 }
 
 TRIVET_INLINE Eight nearest_multipliers(float step, const Eight& scale) {
@@ -137,28 +186,35 @@ TRIVET_INLINE Eight lowest_codes(const Eight& m) { return m == 16.0f ? eight(-7)
 TRIVET_INLINE void measure_groups(float* x, size_t size, size_t num, Int4Group* groups) {
   Eight grid;
   for (int i = 0; i < kGrid; ++i) grid[i] = kGridFirst + float(i) * kGridStep;
-  for (size_t g = 0; g < num; ++g) {
-    Int4Group& it = groups[g];
-    float* group = x + g * size;
-    float highest;
-    reach(group, size, &highest, &it.top);
-    it.step = 0;
-    it.is_flipped = it.top >= kTinyGroup && highest == it.top;
-    if (it.top < kTinyGroup) continue;
-    const EightInts sign = EightInts{} + (it.is_flipped ? INT32_MIN : 0);  // half of all groups: no branch
-    for (size_t i = 0; i < size; i += 8) {
-      const Eight v = (Eight)((EightInts)load8(group + i) ^ sign);
-      __builtin_memcpy(group + i, &v, 32);
+  for_groups(num, [&](size_t g, auto count) {
+    constexpr int kCount = decltype(count)::value;
+    Eight steps[kCount], lows[kCount], errors[kCount];
+    for (int at = 0; at < kCount; ++at) {
+      Int4Group& it = groups[g + at];
+      float* group = x + (g + at) * size;
+      float highest;
+      reach(group, size, &highest, &it.top);
+      it.is_flipped = it.top >= kTinyGroup && highest == it.top;
+      const EightInts sign = EightInts{} + (it.is_flipped ? INT32_MIN : 0);  // half of all groups: no branch
+      for (size_t i = 0; i < size; i += 8) {
+        const Eight v = (Eight)((EightInts)load8(group + i) ^ sign);
+        __builtin_memcpy(group + i, &v, 32);
+      }
+      steps[at] = std::max(it.top, kTinyGroup) / grid;
+      lows[at] = eight(-8);
     }
-    const Eight steps = it.top / grid, error = square_errors<kGrid>(group, size, steps, eight(-8));
-    __builtin_memcpy(it.error, &error, 32);
-    float least = error[0], step = steps[0];
-    for (int i = 1; i < kGrid; ++i) {
-      step = error[i] < least ? steps[i] : step;
-      least = error[i] < least ? error[i] : least;
+    square_errors<kGrid>(x + g * size, size, steps, lows, errors);
+    for (int at = 0; at < kCount; ++at) {
+      Int4Group& it = groups[g + at];
+      __builtin_memcpy(it.error, &errors[at], 32);
+      float least = errors[at][0], step = steps[at][0];
+      for (int i = 1; i < kGrid; ++i) {
+        step = errors[at][i] < least ? steps[at][i] : step;
+        least = errors[at][i] < least ? errors[at][i] : least;
+      }
+      it.step = it.top < kTinyGroup ? 0 : step;
     }
-    it.step = step;
-  }
+  });
 }
 
 // The squared error of a group at step top / d, between and beyond the measured points.
@@ -202,25 +258,32 @@ TRIVET_INLINE void choose_scales(const Int4Group* groups, size_t num, float out[
 TRIVET_INLINE void choose_multipliers(const float* x, size_t size, size_t num, const float scales[2], Int4Group* groups,
                                       float errors[2]) {
   const float a = scales[0], b = scales[1];
-  const Eight scale{a, a, a, b, b, b, b, b}, beside{-1, 0, 1, -1, 0, 1, 1, 1};
+  const Eight scale{a, a, a, b, b, b, b, b}, neighbours{-1, 0, 1, -1, 0, 1, 1, 1};
   errors[0] = errors[1] = 0;
-  for (size_t g = 0; g < num; ++g) {
-    Int4Group& it = groups[g];
-    it.tried[0] = it.tried[1] = 1;
-    if (it.step == 0) continue;
-    // at an end one multiplier stands twice
-    const Eight multipliers = smaller8(larger8(nearest_multipliers(it.step, scale) + beside, eight(1)), eight(16));
-    const Eight error = square_errors<6>(x + g * size, size, multipliers * scale, lowest_codes(multipliers));
-    for (int i = 0; i < 2; ++i) {
-      float least = error[3 * i], best = multipliers[3 * i];
-      for (int t = 3 * i + 1; t < 3 * i + 3; ++t) {
-        best = error[t] < least ? multipliers[t] : best;
-        least = error[t] < least ? error[t] : least;
-      }
-      it.tried[i] = uint8_t(best);
-      errors[i] += least;
+  for_groups(num, [&](size_t g, auto count) {
+    constexpr int kCount = decltype(count)::value;
+    Eight multipliers[kCount], steps[kCount], lows[kCount], found[kCount];
+    for (int at = 0; at < kCount; ++at) {  // at an end one multiplier stands twice
+      multipliers[at] = smaller8(larger8(nearest_multipliers(groups[g + at].step, scale) + neighbours, eight(1)), eight(16));
+      steps[at] = multipliers[at] * scale;
+      lows[at] = lowest_codes(multipliers[at]);
     }
-  }
+    square_errors<6>(x + g * size, size, steps, lows, found);
+    for (int at = 0; at < kCount; ++at) {
+      Int4Group& it = groups[g + at];
+      it.tried[0] = it.tried[1] = 1;
+      if (it.step == 0) continue;
+      for (int i = 0; i < 2; ++i) {
+        float least = found[at][3 * i], best = multipliers[at][3 * i];
+        for (int t = 3 * i + 1; t < 3 * i + 3; ++t) {
+          best = found[at][t] < least ? multipliers[at][t] : best;
+          least = found[at][t] < least ? found[at][t] : least;
+        }
+        it.tried[i] = uint8_t(best);
+        errors[i] += least;
+      }
+    }
+  });
 }
 
 float quantize_int4(float* x, size_t k, size_t size, int8_t* codes, int8_t* multipliers, Int4Group* groups) {
