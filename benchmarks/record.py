@@ -32,17 +32,17 @@ def bandwidth_gb_per_s(threads: int) -> float:
     return float(_core.measure_bandwidth(1 << 30, threads)["gb_per_s"])
 
 
-def peak_tops(kind: str, threads: int) -> float:
-    """10^12 operations a second of the tier's innermost loop, fed from L1."""
-    return float(_core.measure_peak(kind, threads)) * 1e-12
+def peak_tops(kind: str, threads: int, isa: str = "") -> float:
+    """10^12 operations a second of the innermost loop of the tier `isa` (default: the one in use), fed from L1."""
+    return float(_core.measure_peak(kind, threads, isa)) * 1e-12
 
 
-def limits(threads: int) -> dict[str, float]:
-    """What this machine can do right now; measured before and after what it is the limit of."""
+def limits(threads: int, isa: str = "") -> dict[str, float]:
+    """What this machine can do right now with a tier; measured before and after what it is the limit of."""
     return {
         "gb_per_s": round(bandwidth_gb_per_s(threads), 2),
-        "int8_tops": round(peak_tops("int8", threads), 3),
-        "bf16_tops": round(peak_tops("bf16", threads), 3),
+        "int8_tops": round(peak_tops("int8", threads, isa), 3),
+        "bf16_tops": round(peak_tops("bf16", threads, isa), 3),
     }
 
 

@@ -43,6 +43,11 @@ class Place:
     tier: str = "native"  # of the instruction sets; llama.cpp and ours are built for several
 
     @property
+    def isa(self) -> str:
+        """What TRIVET_ISA would say; empty: the best that this CPU has."""
+        return "" if self.tier == "native" else self.tier
+
+    @property
     def forms(self) -> Path:
         return self.home / "models" / self.model.name
 
@@ -126,8 +131,8 @@ def worker_environment(contestant: Contestant, place: Place, *, cache: str | Non
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     if contestant.peer == "trivet" or contestant.kind == "server":
         environment["PYTHONPATH"] = os.pathsep.join([str(REPO / "src"), str(REPO)])
-    if contestant.peer == "trivet" and place.tier != "native":
-        environment["TRIVET_ISA"] = place.tier
+    if contestant.peer == "trivet" and place.isa:
+        environment["TRIVET_ISA"] = place.isa
     if contestant.peer == "trivet" and cache:
         environment["TRIVET_CACHE_DIR"] = cache
     return environment

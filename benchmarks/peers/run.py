@@ -287,7 +287,7 @@ def main() -> None:
             ]  # fmt: skip
             asked = replace(row, rounds=args.rounds or row.rounds)
             done = run_row(asked, results, rivals, turns, limit_s=args.limit, count=args.finalists,
-                           machine=lambda: limits(place.threads))  # fmt: skip
+                           machine=lambda: limits(place.threads, place.isa))  # fmt: skip
             say(row.name, "done" if done else "has rivals left to survey: call again")
 
 

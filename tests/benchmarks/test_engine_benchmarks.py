@@ -132,6 +132,8 @@ def test_limits_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "bandwidth_gb_per_s", lambda threads: 1.0)  # tests/native/test_measure.py has the real
     measured = record.limits(1)
     assert measured.keys() == LIMITS.keys() and all(value > 0 for value in measured.values())
+    monkeypatch.setattr(record, "peak_tops", lambda kind, threads, isa: {"avx2": 2.0}[isa])
+    assert record.limits(1, "avx2") == {"gb_per_s": 1.0, "int8_tops": 2.0, "bf16_tops": 2.0}
     assert record.best_limit({"gb_per_s": 1.0}, {"gb_per_s": 2.0}, "gb_per_s") == 2.0
 
 

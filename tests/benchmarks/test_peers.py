@@ -370,7 +370,7 @@ def test_every_contestant_of_every_row_has_a_command(place: Place) -> None:
 
 def test_a_tier_reaches_both_sides(place: Place) -> None:
     lower = replace(place, tier="avx2")
-    assert contestants.worker_environment(CONTESTANTS["trivet/int8"], lower)["TRIVET_ISA"] == "avx2"
+    assert contestants.worker_environment(CONTESTANTS["trivet/int8"], lower)["TRIVET_ISA"] == lower.isa == "avx2"
     command = contestants.worker_command(CONTESTANTS["llama.cpp/Q8_0"], lower, DECODE)
     assert "llama.cpp-avx2" in json.loads(command[2])["library"]
     assert "TRIVET_ISA" not in contestants.worker_environment(CONTESTANTS["trivet/int8"], place)
