@@ -409,7 +409,7 @@ def test_rows_run_from_end_to_end_with_workers_that_only_sleep(
         return [sys.executable, str(Path(__file__).with_name("fake_peer.py")), json.dumps(settings)]
 
     monkeypatch.setattr(run, "worker_command", command)
-    monkeypatch.setattr(run, "limits", lambda threads: dict(LIMITS))
+    monkeypatch.setattr(run, "limits", lambda threads, isa: dict(LIMITS))
     results = tmp_path / "out" / "peers.jsonl"
     flags = ["--home", str(place.home), "--model", str(place.model), "--results", str(results), "--rounds", "2"]
     names = ["--rows", "R1.int8,R8.engine,R8.first,R9.8", "--rivals", "llama.cpp/Q8_0,vllm/w8a8"]
