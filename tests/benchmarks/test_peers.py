@@ -409,7 +409,8 @@ def test_rows_run_from_end_to_end_with_workers_that_only_sleep(
         return [sys.executable, str(Path(__file__).with_name("fake_peer.py")), json.dumps(settings)]
 
     monkeypatch.setattr(run, "worker_command", command)
-    monkeypatch.setattr(run, "limits", lambda threads, isa: dict(LIMITS))
+    asked: list[str] = []
+    monkeypatch.setattr(run, "limits", lambda threads, isa: asked.append(isa) or dict(LIMITS))
     results = tmp_path / "out" / "peers.jsonl"
     flags = ["--home", str(place.home), "--model", str(place.model), "--results", str(results), "--rounds", "2"]
     names = ["--rows", "R1.int8,R8.engine,R8.first,R9.8", "--rivals", "llama.cpp/Q8_0,vllm/w8a8"]
@@ -422,6 +423,12 @@ def test_rows_run_from_end_to_end_with_workers_that_only_sleep(
     assert rows["R1.int8"]["turns"]["trivet/int8"][0]["about"]["settings"].startswith('{"name": "trivet/int8"')
     assert all(turn["value"] > 0.01 for turn in rows["R8.engine"]["turns"]["vllm/w8a8"])
     assert not list(place.home.glob("tmp*")), "packed weights of a first start are gone"
+    assert set(asked) == {""}
+    lower = ["--rows", "R11.decode1-int8", "--rivals", "llama.cpp/Q8_0", "--tier", "avx2"]
+    monkeypatch.setattr(sys, "argv", ["peers", *flags, *lower])
+    run.main()
+    assert asked[-2:] == ["avx2", "avx2"], "the limits are that tier's"
+    results.write_text("".join(line for line in results.read_text().splitlines(True) if '"R11' not in line))
     monkeypatch.setattr(sys, "argv", ["table", str(results)])
     table.main()
     text = capsys.readouterr().out

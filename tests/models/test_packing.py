@@ -252,6 +252,9 @@ def test_damaged_header_is_named(folder: Path) -> None:
         edit_header(packed.path, edit)
         with pytest.raises(ModelFormatError, match=message):
             open_packed(packed.path)
+    packed.path.write_bytes(whole[:26] + b"\xff" + whole[27:])
+    with pytest.raises(ModelFormatError, match="header cannot be read"):
+        open_packed(packed.path)
     for garbage in (b"GARBAGE!", b"\x93NUMPY\x01\x00"):
         packed.path.write_bytes(garbage + whole[8:])
         with pytest.raises(ModelFormatError, match="does not begin with TRIVETPK"):

@@ -111,7 +111,8 @@ TRIVET_INLINE Eight sums_of(const Eight (&v)[8]) {
 // The squared errors of groups of n values, side by side at x, at each of the first T of eight steps for each: the sum of
 // (x - step clamp(round(x / step), low, 7))^2. Other lanes are 0.
 template <int T>
-TRIVET_INLINE void square_errors(const float* x, size_t n, const Eight (&steps)[1], const Eight (&lows)[1], Eight (&errors)[1]) {
+TRIVET_INLINE void square_errors(const float* x, size_t n, const Eight (&steps)[1], const Eight (&lows)[1],
+                                 Eight (&errors)[1]) {
   const Eight inverses = 1.0f / steps[0];
   Eight step[T], inverse[T], low[T], total[8] = {};
   for (int t = 0; t < T; ++t) {
@@ -130,7 +131,7 @@ TRIVET_INLINE void square_errors(const float* x, size_t n, const Eight (&steps)[
   errors[0] = sums_of(total);
 }
 
-#ifdef __AVX512F__
+#ifdef __AVX512DQ__
 typedef float Sixteen __attribute__((vector_size(64)));
 
 TRIVET_INLINE Sixteen beside(const Eight& a, const Eight& b) {
@@ -143,7 +144,8 @@ TRIVET_INLINE Sixteen codes_of(const Sixteen& x, const Sixteen& inverse, const S
 
 // A group in each half of the registers.
 template <int T>
-TRIVET_INLINE void square_errors(const float* x, size_t n, const Eight (&steps)[2], const Eight (&lows)[2], Eight (&errors)[2]) {
+TRIVET_INLINE void square_errors(const float* x, size_t n, const Eight (&steps)[2], const Eight (&lows)[2],
+                                 Eight (&errors)[2]) {
   const Eight inverses[2] = {1.0f / steps[0], 1.0f / steps[1]};
   Sixteen step[T], inverse[T], low[T], total[8] = {};
   for (int t = 0; t < T; ++t) {
@@ -161,7 +163,10 @@ TRIVET_INLINE void square_errors(const float* x, size_t n, const Eight (&steps)[
   }
   Eight half[8];
   for (int h = 0; h < 2; ++h) {
-    for (int t = 0; t < 8; ++t) half[t] = (Eight)(h ? _mm512_extractf32x8_ps((__m512)total[t], 1) : _mm512_castps512_ps256((__m512)total[t]));
+    for (int t = 0; t < 8; ++t) {
+      const __m512 both = (__m512)total[t];
+      half[t] = (Eight)(h ? _mm512_extractf32x8_ps(both, 1) : _mm512_castps512_ps256(both));
+    }
     errors[h] = sums_of(half);
   }
 }
