@@ -67,7 +67,9 @@ class FakeRunner:
     fail_computing: Exception | None = None
     damage: set[int] = field(default_factory=set)
     batches: list[StepBatch] = field(default_factory=list)
-    prepared: list[int] = field(default_factory=list)  # what `prepare` was called with
+    prepared: list[int] = field(default_factory=list)  # what `prepare` was called with while nothing ran
+    prepared_busy: list[int] = field(default_factory=list)  # and while a step was under way
+    fail_preparing: Exception | None = None
 
     def __post_init__(self) -> None:
         self._kv = np.arange(self.num_blocks * self.block_size, dtype=np.uint64) * np.uint64(0x1234567)
@@ -122,10 +124,13 @@ class FakeRunner:
             raise result
         return result
 
-    def prepare(self, num_used: int) -> bool:
-        assert not self._results, "a step is under way"
-        self.prepared.append(num_used)
-        return len(self.prepared) < 3
+    def prepare(self, num_used: int, *, is_busy: bool = False) -> bool:
+        assert len(self._results) == is_busy, "what `is_busy` says of steps under way"
+        if is_busy and self.fail_preparing is not None:
+            raise self.fail_preparing
+        prepared = self.prepared_busy if is_busy else self.prepared
+        prepared.append(num_used)
+        return len(prepared) < 3
 
     def drop(self) -> None:
         self._results.clear()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_engine import FakeEngine
-from fake_runner import FakeRunner
+from fake_runner import Cost, FakeRunner
 from listening import Listener, request
 
 from checkpoints import make_checkpoint
@@ -17,9 +19,10 @@ from steps import batch_of_one, logits_of, make_runner
 from trivet.config import CacheConfig, SchedulerConfig
 from trivet.engine.block_pool import BlockPool
 from trivet.engine.engine import Engine
-from trivet.engine.kv_ahead import AHEAD_BYTES, CHUNK_BYTES, KvAhead
+from trivet.engine.kv_ahead import AHEAD_BYTES, BUSY_AHEAD_BYTES, CHUNK_BYTES, KvAhead
 from trivet.engine.loop import EngineLoop
-from trivet.engine.messages import EngineEvent
+from trivet.engine.messages import Accepted, EngineEvent, Tokens
+from trivet.engine.step import StepBatch, StepResult
 
 MIB = 2**20
 BLOCK = 3 * MIB + 4160
@@ -59,6 +62,95 @@ def test_so_much_is_brought_in_ahead_of_the_highest_block_and_no_more() -> None:
     run_out(ahead, 500)  # far beyond: what blocks in use have touched themselves is passed over
     assert touched.num_bytes == 2 * AHEAD_BYTES + 2 * BLOCK
     assert touched.ranges[-1][1] == AHEAD_BYTES + 500 * BLOCK
+
+
+def test_less_is_brought_in_while_steps_run() -> None:
+    touched = Touched()
+    ahead = KvAhead(1000 * BLOCK, BLOCK, touched)
+    while ahead.advance(3, is_busy=True):
+        pass
+    assert (touched.ranges[0][0], touched.ranges[-1][1]) == (3 * BLOCK, 3 * BLOCK + BUSY_AHEAD_BYTES)
+    run_out(ahead, 3)
+    assert touched.ranges[-1][1] == 3 * BLOCK + AHEAD_BYTES
+    assert not ahead.advance(3, is_busy=True)
+
+
+def test_a_small_cache_has_no_more_ahead_while_steps_run() -> None:
+    touched = Touched()
+    ahead = KvAhead(8 * BLOCK, BLOCK, touched)
+    while ahead.advance(1, is_busy=True):
+        pass
+    assert touched.num_bytes == 2 * BLOCK
+
+
+class WatchedRunner(FakeRunner):
+    """Time goes by while a step is waited for, not while it is submitted; keeps how much was prepared before each."""
+
+    def __init__(self) -> None:
+        super().__init__(max_under_way=2, num_blocks=64)
+        self.num_prepared: list[int] = []
+        self._times: deque[tuple[float, float]] = deque()  # begin and end of the steps under way
+
+    def submit(self, batch: StepBatch) -> int:
+        before = self.clock.now
+        handle = super().submit(batch)
+        begin = self._times[-1][1] if self._times else before
+        self._times.append((begin, begin + self.clock.now - before))
+        self.clock.now = before
+        return handle
+
+    def wait(self, handle: int, timeout_s: float) -> bool:
+        self.num_prepared.append(len(self.prepared_busy))
+        return super().wait(handle, timeout_s)
+
+    def collect(self, handle: int) -> StepResult:
+        start_s, end_s = self._times.popleft()
+        self.clock.now = max(self.clock.now, end_s)
+        return replace(super().collect(handle), start_s=start_s, end_s=end_s)
+
+
+def watched(base_s: float) -> WatchedRunner:
+    """An engine that runs one stream in steps of so many seconds, and knows it."""
+    runner = WatchedRunner()
+    runner.cost = Cost(base_s, 0.0)
+    engine = Engine(runner, SchedulerConfig(), CacheConfig(prefix_caching=False), clock=runner.clock)
+    engine.submit(request("a", "\x05" * 97, max_tokens=60))
+    for _ in range(10):
+        engine.step()
+    runner.prepared_busy.clear()
+    runner.num_prepared.clear()
+    for _ in range(10):
+        engine.step()
+    return runner
+
+
+def test_an_engine_gets_memory_ready_while_a_step_has_long_to_go() -> None:
+    runner = watched(0.032)
+    assert set(runner.prepared_busy) == {4}, "beyond the blocks in use"
+    assert runner.num_prepared[:4] == [1, 2, 3, 4], "one piece in 20 ms that are left"
+
+
+def test_a_long_step_gets_more_memory_ready() -> None:
+    runner = watched(0.090)
+    assert runner.num_prepared[:3] == [3, 4, 5], "and looks once a step when there was nothing to do"
+
+
+def test_short_steps_get_none_ready() -> None:
+    runner = watched(0.020)
+    assert runner.prepared_busy == [] and runner.num_prepared
+
+
+def test_an_engine_that_cannot_get_memory_ready_serves_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    runner = WatchedRunner()
+    runner.cost = Cost(0.050, 0.0)
+    runner.fail_preparing = OSError("no memory ahead")
+    engine = Engine(runner, SchedulerConfig(), CacheConfig(), clock=runner.clock)
+    assert isinstance(engine.submit(request("a", "\x05", max_tokens=40)), Accepted)
+    tokens = []
+    while engine.has_work:
+        tokens += [t for event in engine.step() if isinstance(event, Tokens) for t in event.token_ids]
+    assert len(tokens) == 40
+    assert caplog.text.count("could not be got ready ahead") == 1
 
 
 def test_never_more_than_a_quarter_ahead_nor_than_the_cache_has() -> None:

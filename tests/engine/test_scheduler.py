@@ -96,9 +96,12 @@ def test_streams_get_a_token_in_every_step_while_a_huge_prompt_comes_in() -> Non
 
 
 def streaming(per_pair: float = 0.0, **scheduler: int) -> Driver:
-    """Two streams under way, a target of 100 ms, and a step model that knows the cost: 20 ms, half of one a token."""
+    """Two streams under way, a target of 100 ms, and a step model that knows the cost: 20 ms, half of one a token.
+
+    No long steps, unless said otherwise.
+    """
     runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.020, 0.0005, per_pair))
-    driver = Driver(runner, itl_target_s=0.1, **scheduler)
+    driver = Driver(runner, **{"itl_target_s": 0.1, "long_step_tokens": 0, **scheduler})
     driver.add(request("warm-up", [9] * 300, max_tokens=1))
     driver.run()
     driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(2)))
@@ -127,9 +130,9 @@ def test_steps_keep_the_inter_token_target_while_a_prompt_comes_in(per_pair: flo
     assert sum(long) / len(long) > 0.8 * quarter, "and uses it"
 
 
-def next_prompts(driver: Driver, *prompts: int) -> list[int]:
-    """Tokens of prompts in the first step that has some, when prompts of these lengths come in."""
-    driver.add(*(request(f"p{i}", [10 + i] * length, max_tokens=1) for i, length in enumerate(prompts)))
+def next_prompts(driver: Driver, *prompts: int, first_id: int = 10) -> list[int]:
+    """Tokens of prompts in the first step that has some, when prompts of these lengths come in beside two streams."""
+    driver.add(*(request(f"p{i}", [first_id + i] * length, max_tokens=1) for i, length in enumerate(prompts)))
     driver.step()
     while chunks(driver) == [1, 1]:
         driver.step()
@@ -245,7 +248,7 @@ def test_a_stream_that_was_preempted_gets_all_that_the_target_leaves() -> None:
 
 def test_a_target_that_cannot_be_kept_still_lets_prompts_move_by_a_block() -> None:
     runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.050, 0.001))
-    driver = Driver(runner, itl_target_s=0.01, max_tokens_per_step=2048)
+    driver = Driver(runner, itl_target_s=0.01, max_tokens_per_step=2048, long_step_tokens=0)
     driver.add(request("s", [1], max_tokens=100))
     driver.step()
     driver.add(request("p", 400, max_tokens=1), request("q", [3] * 100, max_tokens=1))
@@ -263,6 +266,112 @@ def test_a_prompt_alone_is_not_slowed_by_the_target() -> None:
     driver.add(request("a", 400, max_tokens=1))
     driver.step()
     assert chunks(driver) == [400]
+
+
+# --- long steps -------------------------------------------------------------------------------------------------------
+
+
+def quiet(driver: Driver, steps: int) -> None:
+    """So many steps in which only the streams run; they must not end meanwhile."""
+    for _ in range(steps):
+        driver.step()
+        assert chunks(driver) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ([1500], [1500]),
+        ([1940], [1940]),  # 0.979 s are left of ten targets: 1,958 tokens
+        ([2120], [32]),  # what would be left does not end in the next step: 158 tokens is what the target leaves
+        ([150, 1500], [150]),  # the second is not the first
+        ([1500, 100], [1500]),  # which leaves no time for others
+    ],
+)
+def test_one_step_may_be_long_to_bring_a_prompt_to_its_end(prompts: list[int], expected: list[int]) -> None:
+    driver = streaming(long_step_tokens=2048)
+    assert next_prompts(driver, *prompts) == expected
+
+
+def test_what_a_long_step_leaves_ends_in_the_next_one() -> None:
+    driver = streaming(long_step_tokens=512)
+    assert next_prompts(driver, 660) == [512], "a step's decodes do not count"
+    driver.step()
+    assert chunks(driver) == [1, 1, 148]
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(150, 32), (170, 160), (2048, 200)])
+def test_a_long_step_that_carries_no_more_than_others_is_none(tokens: int, expected: int) -> None:
+    assert next_prompts(streaming(long_step_tokens=tokens), 200) == [expected], "158 are usual"
+
+
+def test_the_step_after_a_long_one_is_not_long_until_so_many_were_not() -> None:
+    driver = streaming(long_step_tokens=2048)
+    assert next_prompts(driver, 400) == [400]
+    quiet(driver, 126)
+    assert next_prompts(driver, 900, first_id=20) == [32], "the 127th"
+    driver.step()
+    assert chunks(driver) == [1, 1, 868], "what is left of it, as soon as a step may be long"
+
+
+def test_a_prompt_that_the_usual_step_ends_leaves_the_long_one_to_others() -> None:
+    driver = streaming(long_step_tokens=2048)
+    assert next_prompts(driver, 150) == [150]
+    assert next_prompts(driver, 600, first_id=20) == [600]
+
+
+def test_steps_without_streams_are_not_long_and_do_not_count() -> None:
+    driver = Driver(FakeRunner(num_blocks=512, cost=Cost(0.020, 0.0005), max_context=8192), itl_target_s=0.1)
+    driver.add(request("alone", [9] * 1500, max_tokens=1))
+    driver.step()
+    assert chunks(driver) == [512]
+    driver.run()
+    driver.add(request("s", [1] * 5, max_tokens=300))
+    driver.step()
+    driver.add(request("p", [2] * 900, max_tokens=1))
+    driver.step()
+    assert chunks(driver) == [1, 900], "and may carry more than `max_tokens_per_step`"
+
+
+def test_no_step_is_long_before_any_prompt_was_timed() -> None:
+    driver = Driver(FakeRunner(num_blocks=512, max_context=8192), itl_target_s=0.1)
+    driver.add(*(request(f"s{i}", [i], max_tokens=300) for i in range(2)))
+    driver.step()
+    assert next_prompts(driver, 900) == [128]
+
+
+def test_a_prompt_whose_logits_are_asked_for_makes_no_step_long() -> None:
+    driver = streaming(long_step_tokens=2048)
+    driver.add(request("scored", [8] * 400, max_tokens=1, return_logits=True))
+    driver.step()
+    while chunks(driver) == [1, 1]:
+        driver.step()
+    assert chunks(driver) == [1, 1, 32]
+
+
+def test_the_runner_bounds_long_steps_too() -> None:
+    runner = FakeRunner(num_blocks=512, max_context=8192, max_tokens_per_step=600, cost=Cost(0.020, 0.0005))
+    driver = Driver(runner, itl_target_s=0.1, max_num_seqs=20)
+    driver.add(request("warm-up", [9] * 300, max_tokens=1))
+    driver.run()
+    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(2)))
+    driver.step()
+    assert next_prompts(driver, 700) == [576], "whole tiles of 600 less one token for each sequence"
+
+
+def test_of_100_gaps_99_keep_the_target_when_long_prompts_never_cease() -> None:
+    driver = streaming(long_step_tokens=2048)
+    driver.add(*(request(f"t{i}", [i] * 5, max_tokens=2000) for i in range(2)))
+    driver.add(*(request(f"p{i}", [i % 50, i // 50] * 450, max_tokens=1) for i in range(80)))
+    gaps = []
+    while len(driver.tokens("t0")) < 1300:
+        before = driver.runner.clock.now
+        driver.step()
+        gaps.append(driver.runner.clock.now - before)
+    gaps = gaps[20:]
+    num_long = sum(gap > 0.102 for gap in gaps)
+    assert 8 <= num_long <= len(gaps) / 128 + 1
+    assert max(gaps) <= 10 * 0.102
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -74,6 +74,44 @@ def test_first_prompts_after_many_equal_decodes_are_no_disturbance() -> None:
     assert model.predict(202, 0, 150) == pytest.approx(0.121, rel=0.02)
 
 
+def test_the_first_prompts_are_no_disturbances_of_the_decodes_between_them() -> None:
+    """Times of a 0.6 B model's first steps. The decodes, all of one token, fit a token that costs 17 ms, too."""
+    model = StepModel()
+    for tokens, pairs, context, seconds, num_prefill in [
+        (3, 6, 0, 0.0657, 3),
+        (1, 0, 4, 0.0248, 0),
+        (16, 136, 0, 0.0362, 16),
+        (1, 0, 17, 0.0256, 0),
+        (16, 136, 0, 0.0254, 16),
+        (1, 0, 17, 0.0244, 0),
+        (48, 1176, 0, 0.0419, 48),
+        (1, 0, 49, 0.0242, 0),
+        (64, 2080, 0, 0.0412, 64),
+    ]:
+        model.predict(tokens, pairs, context)  # which fits what came before, as an engine does
+        model.observe(tokens, pairs, context, seconds, num_prefill=num_prefill)
+    assert model.is_known
+    assert model.predict(65, 2080, 65) == pytest.approx(0.0433, rel=0.05)
+    assert model.predict(323, 10_400, 198) == pytest.approx(0.107, rel=0.15)
+
+
+def test_a_step_a_little_longer_than_usual_does_not_make_long_prompts_dear() -> None:
+    """Prompts of one length cannot be told from their pairs: what a longer one is off by must not be laid to these."""
+    model = StepModel()
+    for i in range(60):
+        model.observe(8, 0, 500 + i, 0.026, num_prefill=0)
+    for _ in range(6):
+        model.observe(64, 2080, 0, 0.042, num_prefill=64)
+    truth = 0.026 + 0.00025 * 2048 + 2.5e-7 * 2_100_000
+    assert 0.5 * truth <= model.predict(2048, 2_100_000, 0) <= truth
+    model.observe(168, 12_880, 0, 0.086, num_prefill=160)  # a fifth more than 0.026 + 0.00025 * 168 + 2.5e-7 * 12,880
+    assert model.predict(2048, 2_100_000, 0) <= 1.5 * truth
+    for begin in range(0, 2048, 512):
+        pairs = 512 * begin + 512 * 513 // 2
+        model.observe(512, pairs, 0, 0.026 + 0.00025 * 512 + 2.5e-7 * pairs, num_prefill=512)
+    assert model.predict(2048, 2_100_000, 0) == pytest.approx(truth, rel=0.03)
+
+
 def test_tokens_within_inverts_the_prediction() -> None:
     model = learned(0.02, 0.0004, 3e-7)
     base = model.predict(0, 0, 0)

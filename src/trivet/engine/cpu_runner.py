@@ -37,7 +37,7 @@ class CpuRunner:
         self._vocab = packed.spec.vocab_size
         self._dim = packed.spec.dim
         self._threads = threads
-        max_tokens = max(min(scheduler.max_tokens_per_step, packed.spec.max_context), scheduler.max_num_seqs)
+        max_tokens = max(min(scheduler.most_tokens_per_step, packed.spec.max_context), scheduler.max_num_seqs)
 
         def executor(num_blocks: int) -> _core.Executor:
             return _core.Executor(model, num_blocks, cache.block_size, cache.dtype, max_tokens, threads)
@@ -116,8 +116,8 @@ class CpuRunner:
         start_s, end_s = self._executor.collect()
         return StepResult(**out, start_s=start_s, end_s=end_s)
 
-    def prepare(self, num_used: int) -> bool:
-        return self._ahead.advance(num_used)
+    def prepare(self, num_used: int, *, is_busy: bool = False) -> bool:
+        return self._ahead.advance(num_used, is_busy=is_busy)
 
     def _touch_kv(self, begin: int, end: int) -> None:
         if self._executor is not None:

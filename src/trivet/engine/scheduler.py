@@ -3,9 +3,10 @@
 Order: (priority, arrival, index). Running sequences that have caught up get their one token first; then prompts under
 way, then waiting ones, until the token budget is spent. While streams run, prompts get only so many tokens that the
 step, by the step model, stays within the inter-token target: all that it leaves if that brings the prompt to its end,
-a quarter if it does not, since a long prompt makes many gaps long and one that ends makes one. Of prompts that do not
-end, the first in order alone gets tokens; the others are put off, and shorter ones may pass them until it has ended. A
-stream that was preempted has begun to talk: it counts as one that ends.
+a quarter if it does not, since a long prompt makes many gaps long and one that ends makes one. One step of 128 may be
+long, so that 99 gaps of 100 keep the target: it carries a prompt to its end, or so far that the next step ends it. Of
+prompts that do not end, the first in order alone gets tokens; the others are put off, and shorter ones may pass them
+until it has ended. A stream that was preempted has begun to talk: it counts as one that ends.
 
 Memory: a sequence starts when this step is not to put it off and all its blocks fit, with a spare one for each that
 runs. A running sequence that finds no block takes them from the last in order, which waits again, keeps its output, and
@@ -29,6 +30,8 @@ from trivet.engine.step_model import StepModel
 
 _by_rank = attrgetter("rank")
 _UNENDED_SHARE = 1 / 4  # of what the inter-token target leaves, for a prompt that this step cannot end
+_LONG_EVERY = 128  # steps beside running streams, of which one may be long
+_LONG_TARGETS = 10  # inter-token targets that it may take
 _UNKNOWN_COST_TOKENS = 128  # prompt tokens beside running streams before any prompt has been timed
 _TILE_ROWS = 16  # of the matrix unit: what the target leaves for a prompt that does not end is cut to a multiple
 _LOOK_PAST = 8  # waiting prompts that one step may put off; those behind wait with them
@@ -68,6 +71,8 @@ class Scheduler:
         self.prefix_hits_tokens = 0
         self.is_full = False  # the last step could not start a waiting sequence for lack of blocks
         self._target_s = config.itl_target_s
+        self._long_tokens = max(0, min(config.long_step_tokens, capabilities.max_tokens_per_step - self.max_running))
+        self._since_long = _LONG_EVERY  # steps beside running streams since the last long one
         self._floor = min(block_size, self.max_tokens)
         self._logits_tokens = max(1, _LOGITS_BYTES // (4 * capabilities.vocab_size))
         self._being_computed: set[Key] = set()
@@ -135,6 +140,7 @@ class Scheduler:
         plan = Plan()
         behind = self._plan_decodes(plan)
         room_s: float | None = None
+        self._since_long += bool(plan.num_decodes)
         if self._target_s is not None and plan.num_decodes and (behind or self.waiting):
             room_s = self._target_s - self.model.predict(plan.num_tokens, 0, plan.num_context)
         self._being_computed.clear()
@@ -249,6 +255,8 @@ class Scheduler:
             plan.unended = min(seq.rank, plan.unended or seq.rank)
         pairs = chunk * seq.num_computed + chunk * (chunk + 1) // 2
         if room_s is not None:
+            if self._is_long(plan, chunk, seq.num_computed, room_s):
+                self._since_long = 0
             room_s -= self.model.cost(chunk, pairs)
         tree, block_end = self.tree, (seq.num_in_tree + 1) * self.block_size
         if tree is not None and seq.epoch == tree.epoch and seq.num_computed + chunk >= block_end:
@@ -273,12 +281,36 @@ class Scheduler:
         if min(fits, most) < left and seq.first_token_s is None:  # a prompt that this step cannot end
             if plan.unended is not None and plan.unended < seq.rank:
                 fits = 0
+            elif long := self._long_chunk(plan, seq, num_computed, room_s):
+                return long
             elif is_known:
                 fits = self.model.tokens_within(room_s * _UNENDED_SHARE, num_computed)
             fits -= fits % _TILE_ROWS
         if num_prefill == 0:
             fits = max(fits, self._floor)  # the first prompt always moves
         return max(0, min(fits, most))
+
+    def _long_chunk(self, plan: Plan, seq: Sequence, num_computed: int, room_s: float) -> int:
+        """What a long step takes of the first prompt, if that or the next step ends it; 0 if it may not be long."""
+        left, is_first = seq.num_tokens - num_computed, plan.num_tokens == plan.num_decodes
+        if self._since_long < _LONG_EVERY or not is_first or not self.model.is_known:
+            return 0
+        if self._target_s is None or seq.request.message.return_logits:
+            return 0
+        within = self.model.tokens_within(room_s + (_LONG_TARGETS - 1) * self._target_s, num_computed)
+        chunk = min(within, self._long_tokens)
+        if chunk >= left:
+            return left
+        chunk -= chunk % _TILE_ROWS
+        rest_ends = left - chunk <= self._usual(plan, num_computed + chunk, room_s)
+        return chunk if rest_ends and self._is_long(plan, chunk, num_computed, room_s) else 0
+
+    def _is_long(self, plan: Plan, chunk: int, num_computed: int, room_s: float) -> bool:
+        return self.model.is_known and chunk > max(self._floor, self._usual(plan, num_computed, room_s))
+
+    def _usual(self, plan: Plan, num_computed: int, room_s: float) -> int:
+        """The most prompt tokens that a step takes which is not long."""
+        return min(self.max_tokens - plan.num_tokens, self.model.tokens_within(room_s, num_computed))
 
     def _catch_up(self, seq: Sequence) -> bool:
         """Takes over blocks that others have computed since; False if the next one is being computed in this step."""

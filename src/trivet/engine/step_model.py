@@ -5,8 +5,9 @@
 `a` is reading the weights, `b` the products, `c` attention of prompts (pairs: sum over their new tokens of the tokens
 they attend to), `d` that of decodes (context: the tokens they attend to), whose keys are read for one token alone. The
 last steps with and without prompt tokens are kept apart, so that a long stretch of pure decoding does not make the
-model forget what a prompt costs. The fit is of shares of a step's own time: the twentieth by which a prompt's step is
-off would otherwise outweigh whole tokens, and be taken for a disturbance.
+model forget what a prompt costs, and what is usual for one kind says nothing of the other. The fit is of shares of a
+step's own time: the twentieth by which a prompt's step is off would otherwise outweigh whole tokens, and be taken for
+a disturbance. Short prompts cannot tell pairs from tokens, so `c` is held small until longer ones say otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _KEPT = 48  # samples of each kind
 _REFIT = 16  # new samples before the next fit; one of a prompt is enough, since the next chunk hangs on it
 _MANY = 16  # prompt tokens from which on a step tells what prompts cost
 _ENOUGH = 96  # prompt tokens in all, before what one costs is known: 16 by themselves take as long as 100
-_USUAL = 0.01  # a share by which any step may be off: else the first prompts after much quiet decoding are disturbances
+_USUAL = (0.01, 0.05)  # shares by which any step may be off without and with a prompt, however alike the others were
+_USUAL_PAIR = 1 / 300  # of what a prompt's token costs: 1/1,000 to 1/400 in 0.6 B and 1 B models on tiles
+_DOUBT = 0.1  # what a cost of pairs of that size adds to the squares of what steps are off by
+
 _SCALES = np.array([1.0, 64.0, 65536.0, 4096.0])  # one unit of each feature, so that the fit is well conditioned
 
 
@@ -68,23 +72,44 @@ class StepModel:
 
     def _fit(self) -> None:
         self._num_new = 0
-        rows = np.concatenate([self._samples[kind, : min(seen, _KEPT)] for kind, seen in enumerate(self._num_seen)])
+        kinds = [self._samples[kind, : min(seen, _KEPT)] for kind, seen in enumerate(self._num_seen)]
+        rows = np.concatenate(kinds)
         features = rows[:, :4] / _SCALES / rows[:, 4:]
+        is_prompt = np.arange(len(rows)) >= len(kinds[0])
+        doubt = np.zeros(4)
+        if len(kinds[1]):
+            pace = _median(kinds[1][:, 4] / kinds[1][:, 1])
+            doubt[2] = _DOUBT / (_USUAL_PAIR * pace * _SCALES[2]) ** 2
         found = np.array([self._base, self._per_token, self._per_pair, self._per_context]) * _SCALES
         # Steps that something else disturbed get less weight: those far from the last fit, or, at first, from this one.
         for _ in range(1 if found.any() else 5):
             off = np.abs(1.0 - features @ found)
-            usual = max(float(np.sort(off)[len(off) // 2]), _USUAL)
-            found = _nonnegative_fit(features, 1.0 / (1.0 + np.square(off / (2.0 * usual))))
+            usual = np.where(is_prompt, _usual(off[is_prompt], _USUAL[1]), _usual(off[~is_prompt], _USUAL[0]))
+            found = _nonnegative_fit(features, 1.0 / (1.0 + np.square(off / (2.0 * usual))), doubt)
         self._base, self._per_token, self._per_pair, self._per_context = (found / _SCALES).tolist()
 
 
-def _nonnegative_fit(features: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients >= 0 of a weighted least squares against 1; a negative one is set to 0 and others fitted again."""
+def _median(values: NDArray[np.float64]) -> float:
+    """Of values that there are; the upper one of two."""
+    return float(np.sort(values)[len(values) // 2])
+
+
+def _usual(off: NDArray[np.float64], least: float) -> float:
+    """By what share a step of these is usually off: the median, but not less than `least`."""
+    return max(_median(off), least) if len(off) else least
+
+
+def _nonnegative_fit(
+    features: NDArray[np.float64], weights: NDArray[np.float64], doubt: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Coefficients >= 0 of a weighted least squares against 1; a negative one is set to 0 and others fitted again.
+
+    `doubt`: by how much the square of each coefficient adds to the squares of what is off.
+    """
     num = features.shape[1]
     weighted = features * weights[:, None]
     normal, right = weighted.T @ features, weighted.sum(0)
-    normal.flat[:: num + 1] += 1e-6 * max(float(normal.flat[:: num + 1].sum()), 1e-12)
+    normal.flat[:: num + 1] += doubt + 1e-6 * max(float(normal.flat[:: num + 1].sum()), 1e-12)
     active = list(range(num))
     while active:
         if len(active) == num:
