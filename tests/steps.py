@@ -32,7 +32,7 @@ def make_runner(
     config = EngineConfig(
         model=ModelConfig(path=str(folder), precision=precision),
         cache=CacheConfig(block_size=block_size, memory_bytes=memory, dtype=kv),
-        scheduler=SchedulerConfig(max_tokens_per_step=max_tokens, max_num_seqs=max_num_seqs, itl_target_s=None),
+        scheduler=SchedulerConfig(max_tokens_per_step=max_tokens, max_num_seqs=max_num_seqs),
         threads=threads,
     )
     return build_runner(loaded, config)

@@ -28,7 +28,6 @@ NAN, INF = float("nan"), float("inf")
         (ServerConfig, "api_keys", (" a",), "`server.api_keys` has a key that is empty, or begins or ends"),
         (SchedulerConfig, "max_wait_s", NAN, "`scheduler.max_wait_s` is nan, but it must be above 0 seconds"),
         (SchedulerConfig, "max_wait_s", 0.0, "`scheduler.max_wait_s` is 0, but it must be above 0 seconds"),
-        (SchedulerConfig, "long_step_tokens", -1, "`scheduler.long_step_tokens` is -1, but it must be 0 or more"),
         (SchedulerConfig, "itl_target_s", -0.1, "`scheduler.itl_target_s` is -0.1, but it must be above 0 seconds"),
         (SchedulerConfig, "itl_target_s", INF, "`scheduler.itl_target_s` is inf, but it must be above 0 seconds"),
     ],
@@ -41,12 +40,4 @@ def test_a_value_that_cannot_be(kind: type[Any], name: str, value: object, said:
 
 def test_the_edges_are_allowed() -> None:
     ServerConfig(drain_s=0.0, stall_s=0.001, max_body_bytes=1, max_bodies_bytes=1, max_connections=1, api_keys=("a b",))
-    SchedulerConfig(max_wait_s=INF, itl_target_s=None, max_waiting=0, long_step_tokens=0)
-
-
-def test_a_runner_has_room_for_long_steps_where_there_can_be_some() -> None:
-    sizes = {"max_tokens_per_step": 100, "max_num_seqs": 8}
-    assert SchedulerConfig(**sizes, long_step_tokens=300).most_tokens_per_step == 308
-    assert SchedulerConfig(**sizes, long_step_tokens=50).most_tokens_per_step == 100
-    assert SchedulerConfig(**sizes, long_step_tokens=0).most_tokens_per_step == 100
-    assert SchedulerConfig(**sizes, long_step_tokens=300, itl_target_s=None).most_tokens_per_step == 100
+    SchedulerConfig(max_wait_s=INF, itl_target_s=None, max_waiting=0)

@@ -94,14 +94,9 @@ class SchedulerConfig:
     max_tokens_per_step: Annotated[int, "token budget of a step: the most it may carry"] = 512
     itl_target_s: Annotated[
         float | None,
-        "longest inter-token latency of running streams to aim at while prompts come in, in all steps but one of "
-        "128: the budget shrinks; `None`: off",
+        "inter-token latency that 99 of 100 tokens of running streams shall keep while prompts come in: the budget "
+        "shrinks; `None`: off",
     ] = 0.2
-    long_step_tokens: Annotated[
-        int,
-        "prompt tokens of the one step of 128 that may take ten times `itl_target_s` to bring a long prompt to its "
-        "end; 0: no such steps",
-    ] = 2048
     max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = (
         256
     )
@@ -112,15 +107,8 @@ class SchedulerConfig:
         _check_at_least("scheduler.max_tokens_per_step", self.max_tokens_per_step, 1)
         _check_at_least("scheduler.max_waiting", self.max_waiting, 0)
         _check_seconds("scheduler.max_wait_s", self.max_wait_s, endless=True)
-        _check_at_least("scheduler.long_step_tokens", self.long_step_tokens, 0)
         if self.itl_target_s is not None:
             _check_seconds("scheduler.itl_target_s", self.itl_target_s)
-
-    @property
-    def most_tokens_per_step(self) -> int:
-        """What a runner must have room for: the tokens of the largest step that these settings allow."""
-        has_long_steps = self.itl_target_s is not None and self.long_step_tokens > 0
-        return max(self.max_tokens_per_step, self.long_step_tokens + self.max_num_seqs if has_long_steps else 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,13 +95,16 @@ def test_streams_get_a_token_in_every_step_while_a_huge_prompt_comes_in() -> Non
 # --- the inter-token target -------------------------------------------------------------------------------------------
 
 
-def streaming(per_pair: float = 0.0, **scheduler: int) -> Driver:
-    """Two streams under way, a target of 100 ms, and a step model that knows the cost: 20 ms, half of one a token.
+def never_pause(driver: Driver) -> None:
+    driver.engine.scheduler._since_pause = -(10**9)
 
-    No long steps, unless said otherwise.
-    """
+
+def streaming(per_pair: float = 0.0, *, pausing: bool = False, **scheduler: int) -> Driver:
+    """Two streams under way, a target of 100 ms, and a step model that knows the cost: 20 ms, half of one a token."""
     runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.020, 0.0005, per_pair))
-    driver = Driver(runner, **{"itl_target_s": 0.1, "long_step_tokens": 0, **scheduler})
+    driver = Driver(runner, itl_target_s=0.1, **scheduler)
+    if not pausing:
+        never_pause(driver)
     driver.add(request("warm-up", [9] * 300, max_tokens=1))
     driver.run()
     driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(2)))
@@ -248,7 +251,8 @@ def test_a_stream_that_was_preempted_gets_all_that_the_target_leaves() -> None:
 
 def test_a_target_that_cannot_be_kept_still_lets_prompts_move_by_a_block() -> None:
     runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.050, 0.001))
-    driver = Driver(runner, itl_target_s=0.01, max_tokens_per_step=2048, long_step_tokens=0)
+    driver = Driver(runner, itl_target_s=0.01, max_tokens_per_step=2048)
+    never_pause(driver)
     driver.add(request("s", [1], max_tokens=100))
     driver.step()
     driver.add(request("p", 400, max_tokens=1), request("q", [3] * 100, max_tokens=1))
@@ -268,7 +272,7 @@ def test_a_prompt_alone_is_not_slowed_by_the_target() -> None:
     assert chunks(driver) == [400]
 
 
-# --- long steps -------------------------------------------------------------------------------------------------------
+# --- pauses -----------------------------------------------------------------------------------------------------------
 
 
 def quiet(driver: Driver, steps: int) -> None:
@@ -278,97 +282,132 @@ def quiet(driver: Driver, steps: int) -> None:
         assert chunks(driver) == [1, 1]
 
 
+def steps_until_ended(driver: Driver, name: str) -> list[list[int]]:
+    """The steps from the one in which a prompt gets its first tokens to the one that ends it."""
+    steps = []
+    while not driver.outputs[name, 0].finish_reason:
+        driver.step()
+        if steps or len(chunks(driver)) != 2 or max(chunks(driver)) > 1:
+            steps.append(chunks(driver))
+    return steps
+
+
 @pytest.mark.parametrize(
-    ("prompts", "expected"),
+    ("length", "expected"),
     [
-        ([1500], [1500]),
-        ([1940], [1940]),  # 0.979 s are left of ten targets: 1,958 tokens
-        ([2120], [32]),  # what would be left does not end in the next step: 158 tokens is what the target leaves
-        ([150, 1500], [150]),  # the second is not the first
-        ([1500, 100], [1500]),  # which leaves no time for others
+        (150, [[1, 1, 150]]),  # the target leaves 158 tokens
+        (200, [[1, 1, 200]]),  # one long step: the streams may as well be part of it
+        (510, [[1, 1, 510]]),
+        (511, [[511]]),  # for which there is no room then
+        (700, [[512], [1, 1, 188]]),
+        (1022, [[512], [1, 1, 510]]),
+        (1024, [[512], [512]]),
+        (1800, [[512], [512], [512], [1, 1, 264]]),  # 0.978 s are left of ten targets, and this takes 0.960
     ],
 )
-def test_one_step_may_be_long_to_bring_a_prompt_to_its_end(prompts: list[int], expected: list[int]) -> None:
-    driver = streaming(long_step_tokens=2048)
-    assert next_prompts(driver, *prompts) == expected
+def test_streams_pause_until_a_prompt_has_ended(length: int, expected: list[list[int]]) -> None:
+    driver = streaming(pausing=True)
+    driver.add(request("p", [8] * length, max_tokens=1))
+    assert steps_until_ended(driver, "p") == expected
+    quiet(driver, 5)
 
 
-def test_what_a_long_step_leaves_ends_in_the_next_one() -> None:
-    driver = streaming(long_step_tokens=512)
-    assert next_prompts(driver, 660) == [512], "a step's decodes do not count"
-    driver.step()
-    assert chunks(driver) == [1, 1, 148]
+def test_the_gap_that_a_pause_makes_has_a_bound() -> None:
+    driver = streaming(pausing=True)
+    driver.add(request("p", [8] * 2000, max_tokens=1))
+    steps = steps_until_ended(driver, "p")
+    assert steps[:6] == [[1, 1, 32]] * 6, "0.978 s are left, and the prompt would take 1.060, 1.044 ..."
+    assert steps[6:] == [[512], [512], [512], [1, 1, 272]]
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(150, 32), (170, 160), (2048, 200)])
-def test_a_long_step_that_carries_no_more_than_others_is_none(tokens: int, expected: int) -> None:
-    assert next_prompts(streaming(long_step_tokens=tokens), 200) == [expected], "158 are usual"
-
-
-def test_the_step_after_a_long_one_is_not_long_until_so_many_were_not() -> None:
-    driver = streaming(long_step_tokens=2048)
-    assert next_prompts(driver, 400) == [400]
+def test_streams_do_not_pause_again_until_so_many_steps_were_without() -> None:
+    driver = streaming(pausing=True)
+    driver.add(request("p", [8] * 400, max_tokens=1))
+    assert steps_until_ended(driver, "p") == [[1, 1, 400]]
     quiet(driver, 126)
-    assert next_prompts(driver, 900, first_id=20) == [32], "the 127th"
-    driver.step()
-    assert chunks(driver) == [1, 1, 868], "what is left of it, as soon as a step may be long"
+    driver.add(request("q", [20] * 900, max_tokens=1))
+    assert steps_until_ended(driver, "q") == [[1, 1, 32], [512], [1, 1, 356]], "in the 127th they do not pause yet"
 
 
-def test_a_prompt_that_the_usual_step_ends_leaves_the_long_one_to_others() -> None:
-    driver = streaming(long_step_tokens=2048)
-    assert next_prompts(driver, 150) == [150]
-    assert next_prompts(driver, 600, first_id=20) == [600]
+def test_a_prompt_that_a_step_can_end_leaves_the_pause_to_others() -> None:
+    driver = streaming(pausing=True)
+    driver.add(request("p", [8] * 150, max_tokens=1))
+    assert steps_until_ended(driver, "p") == [[1, 1, 150]]
+    driver.add(request("q", [20] * 600, max_tokens=1))
+    assert steps_until_ended(driver, "q") == [[512], [1, 1, 88]]
 
 
-def test_steps_without_streams_are_not_long_and_do_not_count() -> None:
-    driver = Driver(FakeRunner(num_blocks=512, cost=Cost(0.020, 0.0005), max_context=8192), itl_target_s=0.1)
-    driver.add(request("alone", [9] * 1500, max_tokens=1))
+def test_who_comes_in_a_pause_gets_what_the_prompt_leaves() -> None:
+    driver = streaming(pausing=True)
+    driver.add(request("p", [8] * 1000, max_tokens=1))
     driver.step()
     assert chunks(driver) == [512]
+    driver.add(request("q", [20] * 10, max_tokens=1))
+    driver.step()
+    assert chunks(driver) == [1, 1, 488, 10]
+
+
+def test_only_the_first_prompt_of_a_step_makes_streams_pause() -> None:
+    driver = streaming(pausing=True)
+    driver.add(request("p", [8] * 150, max_tokens=1), request("q", [20] * 600, max_tokens=1))
+    assert steps_until_ended(driver, "q") == [[1, 1, 150], [512], [1, 1, 88]]
+
+
+@pytest.mark.parametrize("leaves", ["is cancelled", "gives its blocks up"])
+def test_streams_go_on_when_the_prompt_that_they_pause_for_leaves(leaves: str) -> None:
+    driver = streaming(pausing=True)
+    driver.add(request("p", [8] * 1500, max_tokens=1))
+    while chunks(driver) == [1, 1]:
+        driver.step()
+    assert chunks(driver) == [512]
+    if leaves == "is cancelled":
+        driver.engine.cancel("p")
+    else:
+        scheduler = driver.engine.scheduler
+        scheduler._make_wait(scheduler.running.pop())
+    driver.step()
+    assert chunks(driver)[:2] == [1, 1]
     driver.run()
-    driver.add(request("s", [1] * 5, max_tokens=300))
-    driver.step()
-    driver.add(request("p", [2] * 900, max_tokens=1))
-    driver.step()
-    assert chunks(driver) == [1, 900], "and may carry more than `max_tokens_per_step`"
+    assert len(driver.tokens("s0")) == 300
 
 
-def test_no_step_is_long_before_any_prompt_was_timed() -> None:
+def test_a_prompt_alone_makes_no_pause() -> None:
+    driver = Driver(FakeRunner(num_blocks=512, cost=Cost(0.020, 0.0005), max_context=8192), itl_target_s=0.1)
+    driver.add(request("alone", [9] * 1500, max_tokens=1))
+    driver.run()
+    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(2)))
+    driver.step()
+    driver.add(request("p", [8] * 900, max_tokens=1))
+    assert steps_until_ended(driver, "p") == [[512], [1, 1, 388]]
+
+
+def test_nobody_pauses_before_any_prompt_was_timed() -> None:
     driver = Driver(FakeRunner(num_blocks=512, max_context=8192), itl_target_s=0.1)
     driver.add(*(request(f"s{i}", [i], max_tokens=300) for i in range(2)))
     driver.step()
     assert next_prompts(driver, 900) == [128]
 
 
-def test_a_prompt_whose_logits_are_asked_for_makes_no_step_long() -> None:
-    driver = streaming(long_step_tokens=2048)
+def test_nobody_pauses_for_a_prompt_whose_logits_are_asked_for() -> None:
+    driver = streaming(pausing=True)
     driver.add(request("scored", [8] * 400, max_tokens=1, return_logits=True))
     driver.step()
-    while chunks(driver) == [1, 1]:
-        driver.step()
     assert chunks(driver) == [1, 1, 32]
 
 
-def test_the_runner_bounds_long_steps_too() -> None:
-    runner = FakeRunner(num_blocks=512, max_context=8192, max_tokens_per_step=600, cost=Cost(0.020, 0.0005))
-    driver = Driver(runner, itl_target_s=0.1, max_num_seqs=20)
-    driver.add(request("warm-up", [9] * 300, max_tokens=1))
-    driver.run()
-    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(2)))
-    driver.step()
-    assert next_prompts(driver, 700) == [576], "whole tiles of 600 less one token for each sequence"
-
-
 def test_of_100_gaps_99_keep_the_target_when_long_prompts_never_cease() -> None:
-    driver = streaming(long_step_tokens=2048)
+    driver = streaming(pausing=True)
     driver.add(*(request(f"t{i}", [i] * 5, max_tokens=2000) for i in range(2)))
     driver.add(*(request(f"p{i}", [i % 50, i // 50] * 450, max_tokens=1) for i in range(80)))
-    gaps = []
-    while len(driver.tokens("t0")) < 1300:
-        before = driver.runner.clock.now
+    for _ in range(20):
         driver.step()
-        gaps.append(driver.runner.clock.now - before)
-    gaps = gaps[20:]
+    gaps, last = [], driver.runner.clock.now
+    while len(driver.tokens("t0")) < 1300:
+        before = len(driver.tokens("t0"))
+        driver.step()
+        if len(driver.tokens("t0")) > before:
+            gaps.append(driver.runner.clock.now - last)
+            last = driver.runner.clock.now
     num_long = sum(gap > 0.102 for gap in gaps)
     assert 8 <= num_long <= len(gaps) / 128 + 1
     assert max(gaps) <= 10 * 0.102

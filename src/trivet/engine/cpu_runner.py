@@ -37,7 +37,7 @@ class CpuRunner:
         self._vocab = packed.spec.vocab_size
         self._dim = packed.spec.dim
         self._threads = threads
-        max_tokens = max(min(scheduler.most_tokens_per_step, packed.spec.max_context), scheduler.max_num_seqs)
+        max_tokens = max(min(scheduler.max_tokens_per_step, packed.spec.max_context), scheduler.max_num_seqs)
 
         def executor(num_blocks: int) -> _core.Executor:
             return _core.Executor(model, num_blocks, cache.block_size, cache.dtype, max_tokens, threads)

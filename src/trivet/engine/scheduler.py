@@ -3,10 +3,12 @@
 Order: (priority, arrival, index). Running sequences that have caught up get their one token first; then prompts under
 way, then waiting ones, until the token budget is spent. While streams run, prompts get only so many tokens that the
 step, by the step model, stays within the inter-token target: all that it leaves if that brings the prompt to its end,
-a quarter if it does not, since a long prompt makes many gaps long and one that ends makes one. One step of 128 may be
-long, so that 99 gaps of 100 keep the target: it carries a prompt to its end, or so far that the next step ends it. Of
-prompts that do not end, the first in order alone gets tokens; the others are put off, and shorter ones may pass them
-until it has ended. A stream that was preempted has begun to talk: it counts as one that ends.
+a quarter if it does not, since a long prompt makes many gaps long and one that ends makes one. Of prompts that do not
+end, the first in order alone gets tokens; the others are put off, and shorter ones may pass them until it has ended. A
+stream that was preempted has begun to talk: it counts as one that ends.
+
+Pauses: the target is one for 99 gaps of 100. Once in 128 steps the streams pause for as many steps as bring a prompt to
+its end, if that makes one gap of at most ten targets.
 
 Memory: a sequence starts when this step is not to put it off and all its blocks fit, with a spare one for each that
 runs. A running sequence that finds no block takes them from the last in order, which waits again, keeps its output, and
@@ -30,8 +32,8 @@ from trivet.engine.step_model import StepModel
 
 _by_rank = attrgetter("rank")
 _UNENDED_SHARE = 1 / 4  # of what the inter-token target leaves, for a prompt that this step cannot end
-_LONG_EVERY = 128  # steps beside running streams, of which one may be long
-_LONG_TARGETS = 10  # inter-token targets that it may take
+_PAUSE_EVERY = 128  # steps of running streams
+_PAUSE_TARGETS = 10  # inter-token targets that the gap may last
 _UNKNOWN_COST_TOKENS = 128  # prompt tokens beside running streams before any prompt has been timed
 _TILE_ROWS = 16  # of the matrix unit: what the target leaves for a prompt that does not end is cut to a multiple
 _LOOK_PAST = 8  # waiting prompts that one step may put off; those behind wait with them
@@ -50,6 +52,12 @@ class Plan:
     num_context: int = 0  # that decodes attend to
     unended: tuple[int, int, int] | None = None  # rank of the first prompt that gets tokens, but not all
     preempted: list[Sequence] = field(default_factory=list)
+
+    def leave_out_decodes(self) -> None:
+        """Of a plan that has nothing else yet."""
+        self.seqs.clear()
+        self.chunks.clear()
+        self.num_decodes = self.num_tokens = self.num_context = 0
 
 
 class Scheduler:
@@ -71,8 +79,9 @@ class Scheduler:
         self.prefix_hits_tokens = 0
         self.is_full = False  # the last step could not start a waiting sequence for lack of blocks
         self._target_s = config.itl_target_s
-        self._long_tokens = max(0, min(config.long_step_tokens, capabilities.max_tokens_per_step - self.max_running))
-        self._since_long = _LONG_EVERY  # steps beside running streams since the last long one
+        self._since_pause = _PAUSE_EVERY  # steps of running streams
+        self._paused_for: Sequence | None = None  # whose prompt is to end before the streams go on
+        self._pause_steps = 0  # that are left without them
         self._floor = min(block_size, self.max_tokens)
         self._logits_tokens = max(1, _LOGITS_BYTES // (4 * capabilities.vocab_size))
         self._being_computed: set[Key] = set()
@@ -139,9 +148,11 @@ class Scheduler:
         """The next step; empty only if nothing is waiting, and what is running waits for the step under way."""
         plan = Plan()
         behind = self._plan_decodes(plan)
+        self._since_pause += bool(plan.num_decodes)
         room_s: float | None = None
-        self._since_long += bool(plan.num_decodes)
-        if self._target_s is not None and plan.num_decodes and (behind or self.waiting):
+        if self._goes_on_pausing(plan, behind):
+            pass
+        elif self._target_s is not None and plan.num_decodes and (behind or self.waiting):
             room_s = self._target_s - self.model.predict(plan.num_tokens, 0, plan.num_context)
         self._being_computed.clear()
         for seq in behind:
@@ -174,6 +185,18 @@ class Scheduler:
         plan.chunks = [1] * len(seqs)
         plan.num_context = num_context
         return behind
+
+    def _goes_on_pausing(self, plan: Plan, behind: list[Sequence]) -> bool:
+        """In a pause, leaves the streams out of the plan, but for its last step; the prompt then gets all of it."""
+        if self._paused_for is None:
+            return False
+        is_behind = any(seq is self._paused_for for seq in behind)  # else it has ended, or gave its blocks up
+        if is_behind and self._pause_steps > 0:
+            self._pause_steps -= 1
+            plan.leave_out_decodes()
+        else:
+            self._paused_for = None
+        return is_behind
 
     def _grow(self, plan: Plan, seq: Sequence) -> bool:
         """One more block for a running sequence; False if that preempted the sequence itself."""
@@ -248,6 +271,8 @@ class Scheduler:
         """Plans the next tokens of a sequence that is behind; returns what is left of `room_s`."""
         if not self._catch_up(seq):
             return room_s  # somebody computes its next block in this very step
+        if room_s is not None and self._pauses_for(plan, seq, room_s):
+            room_s = None
         chunk = self._chunk(plan, seq, seq.num_computed, room_s)
         if chunk == 0:
             return room_s  # put off: others may end in what is left
@@ -255,8 +280,6 @@ class Scheduler:
             plan.unended = min(seq.rank, plan.unended or seq.rank)
         pairs = chunk * seq.num_computed + chunk * (chunk + 1) // 2
         if room_s is not None:
-            if self._is_long(plan, chunk, seq.num_computed, room_s):
-                self._since_long = 0
             room_s -= self.model.cost(chunk, pairs)
         tree, block_end = self.tree, (seq.num_in_tree + 1) * self.block_size
         if tree is not None and seq.epoch == tree.epoch and seq.num_computed + chunk >= block_end:
@@ -281,8 +304,6 @@ class Scheduler:
         if min(fits, most) < left and seq.first_token_s is None:  # a prompt that this step cannot end
             if plan.unended is not None and plan.unended < seq.rank:
                 fits = 0
-            elif long := self._long_chunk(plan, seq, num_computed, room_s):
-                return long
             elif is_known:
                 fits = self.model.tokens_within(room_s * _UNENDED_SHARE, num_computed)
             fits -= fits % _TILE_ROWS
@@ -290,27 +311,23 @@ class Scheduler:
             fits = max(fits, self._floor)  # the first prompt always moves
         return max(0, min(fits, most))
 
-    def _long_chunk(self, plan: Plan, seq: Sequence, num_computed: int, room_s: float) -> int:
-        """What a long step takes of the first prompt, if that or the next step ends it; 0 if it may not be long."""
-        left, is_first = seq.num_tokens - num_computed, plan.num_tokens == plan.num_decodes
-        if self._since_long < _LONG_EVERY or not is_first or not self.model.is_known:
-            return 0
-        if self._target_s is None or seq.request.message.return_logits:
-            return 0
-        within = self.model.tokens_within(room_s + (_LONG_TARGETS - 1) * self._target_s, num_computed)
-        chunk = min(within, self._long_tokens)
-        if chunk >= left:
-            return left
-        chunk -= chunk % _TILE_ROWS
-        rest_ends = left - chunk <= self._usual(plan, num_computed + chunk, room_s)
-        return chunk if rest_ends and self._is_long(plan, chunk, num_computed, room_s) else 0
-
-    def _is_long(self, plan: Plan, chunk: int, num_computed: int, room_s: float) -> bool:
-        return self.model.is_known and chunk > max(self._floor, self._usual(plan, num_computed, room_s))
-
-    def _usual(self, plan: Plan, num_computed: int, room_s: float) -> int:
-        """The most prompt tokens that a step takes which is not long."""
-        return min(self.max_tokens - plan.num_tokens, self.model.tokens_within(room_s, num_computed))
+    def _pauses_for(self, plan: Plan, seq: Sequence, room_s: float) -> bool:
+        """Lets a pause begin if this step's first prompt is worth it."""
+        left, num_decodes, model = seq.num_tokens - seq.num_computed, plan.num_decodes, self.model
+        if self._since_pause < _PAUSE_EVERY or plan.num_tokens > num_decodes or not model.is_known:
+            return False
+        if self._chunk(plan, seq, seq.num_computed, room_s) == left or seq.request.message.return_logits:
+            return False
+        steps = max(0, -(-(left + num_decodes) // self.max_tokens) - 1)  # without the streams, whose own may end it
+        seconds = steps * model.predict(0, 0, 0) + model.cost(left, left * seq.num_computed + left * (left + 1) // 2)
+        assert self._target_s is not None
+        if seconds > room_s + (_PAUSE_TARGETS - 1) * self._target_s:
+            return False
+        self._since_pause = 0
+        if steps > 0:
+            self._paused_for, self._pause_steps = seq, steps - 1
+            plan.leave_out_decodes()
+        return True
 
     def _catch_up(self, seq: Sequence) -> bool:
         """Takes over blocks that others have computed since; False if the next one is being computed in this step."""
