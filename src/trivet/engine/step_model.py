@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 _KEPT = 48  # samples of each kind
 _REFIT = 16  # new samples before the next fit; one of a prompt is enough, since the next chunk hangs on it
 _MANY = 16  # prompt tokens from which on a step tells what prompts cost
-_ENOUGH = 96  # prompt tokens in all, before what one costs is known: 16 by themselves take as long as 100
+_ENOUGH = 64  # prompt tokens in all, before what one costs is known: 16 by themselves take as long as 100
 _USUAL = (0.01, 0.05)  # shares by which any step may be off without and with a prompt, however alike the others were
 _USUAL_PAIR = 1 / 300  # of what a prompt's token costs: 1/1,000 to 1/400 in 0.6 B and 1 B models on tiles
 _DOUBT = 0.1  # what a cost of pairs of that size adds to the squares of what steps are off by
