@@ -68,7 +68,7 @@ class FakeRunner:
     damage: set[int] = field(default_factory=set)
     batches: list[StepBatch] = field(default_factory=list)
     prepared: list[int] = field(default_factory=list)  # what `prepare` was called with while nothing ran
-    prepared_busy: list[int] = field(default_factory=list)  # and while a step was under way
+    prepared_busy: list[tuple[int, int]] = field(default_factory=list)  # and while a step was under way
     fail_preparing: Exception | None = None
 
     def __post_init__(self) -> None:
@@ -124,13 +124,16 @@ class FakeRunner:
             raise result
         return result
 
-    def prepare(self, num_used: int, *, is_busy: bool = False) -> bool:
-        assert len(self._results) == is_busy, "what `is_busy` says of steps under way"
+    def prepare(self, num_used: int, num_ahead: int | None = None) -> bool:
+        is_busy = num_ahead is not None
+        assert len(self._results) == is_busy, "what `num_ahead` says of steps under way"
         if is_busy and self.fail_preparing is not None:
             raise self.fail_preparing
-        prepared = self.prepared_busy if is_busy else self.prepared
-        prepared.append(num_used)
-        return len(prepared) < 3
+        if num_ahead is None:
+            self.prepared.append(num_used)
+            return len(self.prepared) < 3
+        self.prepared_busy.append((num_used, num_ahead))
+        return len(self.prepared_busy) < 3
 
     def drop(self) -> None:
         self._results.clear()

@@ -19,7 +19,7 @@ from steps import batch_of_one, logits_of, make_runner
 from trivet.config import CacheConfig, SchedulerConfig
 from trivet.engine.block_pool import BlockPool
 from trivet.engine.engine import Engine
-from trivet.engine.kv_ahead import AHEAD_BYTES, BUSY_AHEAD_BYTES, CHUNK_BYTES, KvAhead
+from trivet.engine.kv_ahead import AHEAD_BYTES, CHUNK_BYTES, KvAhead
 from trivet.engine.loop import EngineLoop
 from trivet.engine.messages import Accepted, EngineEvent, Tokens
 from trivet.engine.step import StepBatch, StepResult
@@ -64,21 +64,22 @@ def test_so_much_is_brought_in_ahead_of_the_highest_block_and_no_more() -> None:
     assert touched.ranges[-1][1] == AHEAD_BYTES + 500 * BLOCK
 
 
-def test_less_is_brought_in_while_steps_run() -> None:
+def test_a_number_of_blocks_may_be_enough() -> None:
     touched = Touched()
     ahead = KvAhead(1000 * BLOCK, BLOCK, touched)
-    while ahead.advance(3, is_busy=True):
+    while ahead.advance(3, 2):
         pass
-    assert (touched.ranges[0][0], touched.ranges[-1][1]) == (3 * BLOCK, 3 * BLOCK + BUSY_AHEAD_BYTES)
+    assert (touched.ranges[0][0], touched.ranges[-1][1]) == (3 * BLOCK, 5 * BLOCK)
     run_out(ahead, 3)
     assert touched.ranges[-1][1] == 3 * BLOCK + AHEAD_BYTES
-    assert not ahead.advance(3, is_busy=True)
+    assert not ahead.advance(3, 20)
+    assert not KvAhead(8 * BLOCK, BLOCK, touched).advance(1, 0)
 
 
-def test_a_small_cache_has_no_more_ahead_while_steps_run() -> None:
+def test_many_blocks_are_bounded_as_those_of_an_idle_engine() -> None:
     touched = Touched()
     ahead = KvAhead(8 * BLOCK, BLOCK, touched)
-    while ahead.advance(1, is_busy=True):
+    while ahead.advance(1, 100):
         pass
     assert touched.num_bytes == 2 * BLOCK
 
@@ -126,7 +127,7 @@ def watched(base_s: float) -> WatchedRunner:
 
 def test_an_engine_gets_memory_ready_while_a_step_has_long_to_go() -> None:
     runner = watched(0.032)
-    assert set(runner.prepared_busy) == {4}, "beyond the blocks in use"
+    assert set(runner.prepared_busy) == {(4, 2)}, "two blocks for one sequence, beyond those in use"
     assert runner.num_prepared[:4] == [1, 2, 3, 4], "one piece in 20 ms that are left"
 
 

@@ -116,8 +116,8 @@ class CpuRunner:
         start_s, end_s = self._executor.collect()
         return StepResult(**out, start_s=start_s, end_s=end_s)
 
-    def prepare(self, num_used: int, *, is_busy: bool = False) -> bool:
-        return self._ahead.advance(num_used, is_busy=is_busy)
+    def prepare(self, num_used: int, num_ahead: int | None = None) -> bool:
+        return self._ahead.advance(num_used, num_ahead)
 
     def _touch_kv(self, begin: int, end: int) -> None:
         if self._executor is not None:

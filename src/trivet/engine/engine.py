@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _LINGER = 0.75  # the part of a step's least probable time after which the next is planned
 _HOST_S = 0.002  # what planning may take
+_BLOCKS_AHEAD = 2  # of each running sequence, whose memory is to be ready
 _PREPARE_EVERY_S = 0.02  # of a step under way, gets a little memory ready: that takes a core up to 5 ms
 _PACE_STEPS = 16  # the last steps, of which the quickest, against its prediction, says how quick the next may be
 
@@ -224,9 +225,10 @@ class Engine:
             self._runner.wait(step.handle, left_s)
 
     def _prepare_meanwhile(self, seconds: float) -> None:
+        num_used, num_ahead = self.scheduler.pool.num_ever_used, _BLOCKS_AHEAD * len(self.scheduler.running)
         try:
             for _ in range(int(seconds / _PREPARE_EVERY_S)):
-                if not (self._may_prepare and self._runner.prepare(self.scheduler.pool.num_ever_used, is_busy=True)):
+                if not (self._may_prepare and self._runner.prepare(num_used, num_ahead)):
                     break
         except Exception:  # nobody waits for it
             log.exception("memory could not be got ready ahead; it is not tried again while steps run")

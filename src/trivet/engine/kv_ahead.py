@@ -1,8 +1,8 @@
 """`KvAhead`: which KV memory is brought in before it is needed.
 
 On a virtual machine the first use of a page waits until the host has found the memory: up to 12 us (docs/lab.md). An
-idle engine brings in much. One that runs keeps a little ready, a piece a step: streams that grow by a block in the same
-step would wait together, 60 ms for eight of them.
+idle engine brings in much. One that runs keeps the next blocks of its sequences ready, a piece a step: streams that
+grow by a block in the same step would wait together, 60 ms for eight of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 AHEAD_BYTES = 256 * 2**20  # and at most a quarter of the cache
-BUSY_AHEAD_BYTES = 64 * 2**20  # the same
 CHUNK_BYTES = 2**20  # half a huge page: 5 ms, where the host has yet to find it, for a request that comes in meanwhile
 
 
@@ -29,11 +28,16 @@ class KvAhead:
         self._touch = touch
         self._end = 0  # what lies before it was touched, or belongs to blocks that were used
 
-    def advance(self, num_used: int, *, is_busy: bool = False) -> bool:
-        """Brings in one chunk beyond the blocks below `num_used`; False: there was nothing to do."""
+    def advance(self, num_used: int, num_ahead: int | None = None) -> bool:
+        """Brings in one chunk beyond the blocks below `num_used`; False: there was nothing to do.
+
+        `num_ahead`: so many blocks are enough; None: what an idle engine brings in.
+        """
         used = num_used * self._block_bytes
         begin = max(self._end, used)
-        most = min(BUSY_AHEAD_BYTES if is_busy else AHEAD_BYTES, most_ahead(self._kv_bytes))
+        most = most_ahead(self._kv_bytes)
+        if num_ahead is not None:
+            most = min(most, num_ahead * self._block_bytes)
         end = min(begin + CHUNK_BYTES, used + most, self._kv_bytes)
         if end <= begin:
             return False

@@ -104,10 +104,10 @@ class Runner(Protocol):
 
     def collect(self, handle: int) -> StepResult: ...
 
-    def prepare(self, num_used: int, *, is_busy: bool = False) -> bool:
+    def prepare(self, num_used: int, num_ahead: int | None = None) -> bool:
         """Gets a little memory beyond the blocks below `num_used` ready, for some ms; False: there was nothing to do.
 
-        `is_busy`: a step is under way, which uses no others, and less is to be ready than while nothing runs.
+        `num_ahead`: a step is under way, which uses no others, and so many blocks are enough; None: nothing runs.
         """
         ...
 
