@@ -136,8 +136,12 @@ def test_a_long_step_gets_more_memory_ready() -> None:
     assert runner.num_prepared[:3] == [3, 4, 5], "and looks once a step when there was nothing to do"
 
 
-def test_short_steps_get_none_ready() -> None:
-    runner = watched(0.020)
+def test_short_steps_get_one_piece_ready_if_they_have_time_for_it() -> None:
+    assert watched(0.014).num_prepared[:3] == [1, 2, 3]
+
+
+def test_steps_without_time_for_it_get_none_ready() -> None:
+    runner = watched(0.012)
     assert runner.prepared_busy == [] and runner.num_prepared
 
 

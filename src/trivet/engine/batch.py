@@ -191,6 +191,8 @@ class BatchBuilder:
         self, seqs: list[Sequence], chunks: list[int], seq_starts: I32
     ) -> tuple[I32, I32, I32, I32, list[tuple[OpenRequest, int]], list[tuple[OpenRequest, int]]]:
         """Rows of prompts whose log probabilities or logits are asked for and have not come yet."""
+        if not any([seq.request.wants_prompt for seq in seqs]):
+            return _NO_ROWS, _NO_IDS, _NO_IDS, _NO_ROWS, [], []
         scored: list[tuple[OpenRequest, int]] = []
         wanted: list[tuple[OpenRequest, int]] = []
         score_rows, score_ids, score_k, logits_rows = [_NO_ROWS], [_NO_IDS], [_NO_IDS], [_NO_ROWS]

@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 KERNEL_REVISION = 6  # raise it when the bits of any kernel change: part of the fingerprint
 
 
+def _score_arrays(num: int, width: int) -> dict[str, Any]:
+    """What a step writes of `num` tokens of prompts, each with its `width` most probable ones."""
+    return {
+        "score_logprobs": np.zeros(num, np.float32),
+        "score_ranks": np.zeros(num, np.int32),
+        "score_top_ids": np.full((num, width), -1, np.int32),
+        "score_top_logprobs": np.zeros((num, width), np.float32),
+    }
+
+
+_NO_SCORES = _score_arrays(0, 0)
+
+
 class CpuRunner:
     """Runs steps of one packed model on the process's thread pool; see `Runner`."""
 
@@ -84,17 +97,14 @@ class CpuRunner:
             raise ValueError("the runner is closed, so it cannot run a step")
         b = batch
         rows, scores = len(b.sample_rows), len(b.score_rows)
-        width, score_width = max(int(b.num_logprobs.max(initial=0)), 0), int(b.score_num_logprobs.max(initial=0))
+        width = max([0, *b.num_logprobs.tolist()])
         out: dict[str, Any] = {
             "sampled_ids": np.zeros(rows, np.int32),
             "logprobs": np.zeros(rows, np.float32),
             "ranks": np.zeros(rows, np.int32),
             "top_ids": np.full((rows, width), -1, np.int32),
             "top_logprobs": np.zeros((rows, width), np.float32),
-            "score_logprobs": np.zeros(scores, np.float32),
-            "score_ranks": np.zeros(scores, np.int32),
-            "score_top_ids": np.full((scores, score_width), -1, np.int32),
-            "score_top_logprobs": np.zeros((scores, score_width), np.float32),
+            **(_score_arrays(scores, int(b.score_num_logprobs.max())) if scores else _NO_SCORES),
             "logits": np.empty((len(b.logits_rows), self._vocab), np.float32),
             "hidden": np.empty((len(b.hidden_rows), self._dim), np.float32),
         }

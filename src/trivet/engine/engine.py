@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 _LINGER = 0.75  # the part of a step's least probable time after which the next is planned
 _HOST_S = 0.002  # what planning may take
 _BLOCKS_AHEAD = 2  # of each running sequence, whose memory is to be ready
-_PREPARE_EVERY_S = 0.02  # of a step under way, gets a little memory ready: that takes a core up to 5 ms
+_PREPARE_S = 0.008  # that a step under way must have left, to get a little memory ready: it takes a core up to 5 ms
+_PREPARE_EVERY_S = 0.02  # of a longer one, the same once more
 _PACE_STEPS = 16  # the last steps, of which the quickest, against its prediction, says how quick the next may be
 
 
@@ -227,7 +228,7 @@ class Engine:
     def _prepare_meanwhile(self, seconds: float) -> None:
         num_used, num_ahead = self.scheduler.pool.num_ever_used, _BLOCKS_AHEAD * len(self.scheduler.running)
         try:
-            for _ in range(int(seconds / _PREPARE_EVERY_S)):
+            for _ in range(max(int(seconds / _PREPARE_EVERY_S), int(seconds >= _PREPARE_S))):
                 if not (self._may_prepare and self._runner.prepare(num_used, num_ahead)):
                     break
         except Exception:  # nobody waits for it

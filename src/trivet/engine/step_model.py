@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _KEPT = 48  # samples of each kind
-_REFIT = 16  # new samples before the next fit; one of a prompt is enough, since the next chunk hangs on it
+_REFIT = 32  # new samples before the next fit; one of a prompt is enough, since the next chunk hangs on it
 _MANY = 16  # prompt tokens from which on a step tells what prompts cost
 _ENOUGH = 64  # prompt tokens in all, before what one costs is known: 16 by themselves take as long as 100
 _USUAL = (0.01, 0.05)  # shares by which any step may be off without and with a prompt, however alike the others were
