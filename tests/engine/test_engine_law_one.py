@@ -13,6 +13,7 @@ import pytest
 from driving import Driver, Output, alone, request
 from fake_runner import Cost, FakeRunner
 
+from trivet.engine import scheduler
 from trivet.engine.messages import EngineRequest
 
 VOCAB = 50
@@ -59,7 +60,8 @@ def check_equal(got: Output, want: Output, name: str) -> None:
 
 
 @pytest.mark.parametrize("trial", range(36))
-def test_tokens_are_those_of_each_request_alone(trial: int) -> None:
+def test_tokens_are_those_of_each_request_alone(trial: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_PAUSE_EVERY", 7)
     rng = random.Random(trial)
     block_size = rng.choice([32, 64])
     max_context = 320
@@ -121,6 +123,28 @@ def test_the_random_trials_reach_what_they_should(max_under_way: int) -> None:
         for index, output in alone(message, max_context=320).items():
             check_equal(driver.outputs[message.request_id, index], output, message.request_id)
     assert max(o.timings.num_preemptions for o in driver.outputs.values() if o.timings) > 0
+
+
+@pytest.mark.parametrize("max_under_way", [1, 2])
+def test_streams_that_pause_say_the_same(max_under_way: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_PAUSE_EVERY", 7)
+    runner = FakeRunner(num_blocks=200, max_context=320, max_under_way=max_under_way, cost=Cost(0.01, 0.0005, 1e-6))
+    driver = Driver(runner, max_num_seqs=8, max_tokens_per_step=33, itl_target_s=0.03)
+    streams = [request(f"s{i}", 20 + i, max_tokens=100, temperature=1.0, seed=i, presence_penalty=i) for i in range(3)]
+    prompts = [request(f"p{i}", [30 + i] * 150, max_tokens=3, temperature=1.0, seed=i) for i in range(10)]
+    driver.add(*streams)
+    num_paused = 0
+    for number in range(150):
+        if number % 12 == 10 and number // 12 < len(prompts):
+            driver.add(prompts[number // 12])
+        if driver.engine.has_work:
+            driver.step()
+            lengths = driver.runner.batches[-1].seq_starts
+            num_paused += len(lengths) == 2 and len(driver.engine.scheduler.running) > 3
+    driver.run()
+    assert num_paused >= 20, "steps with the prompt alone, while streams run"
+    for message in [*streams, *prompts]:
+        check_equal(driver.outputs[message.request_id, 0], alone(message, max_context=320)[0], message.request_id)
 
 
 @pytest.mark.parametrize("salt", ["", "tenant"])

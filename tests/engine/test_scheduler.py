@@ -99,15 +99,15 @@ def never_pause(driver: Driver) -> None:
     driver.engine.scheduler._since_pause = -(10**9)
 
 
-def streaming(per_pair: float = 0.0, *, pausing: bool = False, **scheduler: int) -> Driver:
+def streaming(per_pair: float = 0.0, *, pausing: bool = False, priority: int = 0, **scheduler: int) -> Driver:
     """Two streams under way, a target of 100 ms, and a step model that knows the cost: 20 ms, half of one a token."""
     runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.020, 0.0005, per_pair))
     driver = Driver(runner, itl_target_s=0.1, **scheduler)
     if not pausing:
         never_pause(driver)
-    driver.add(request("warm-up", [9] * 300, max_tokens=1))
+    driver.add(request("warm-up", [9] * (2000 if pausing else 300), max_tokens=1))
     driver.run()
-    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(2)))
+    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300, priority=priority) for i in range(2)))
     for _ in range(20):
         driver.step()
     return driver
@@ -337,23 +337,25 @@ def test_a_prompt_that_a_step_can_end_leaves_the_pause_to_others() -> None:
     assert steps_until_ended(driver, "q") == [[512], [1, 1, 88]]
 
 
-def test_who_comes_in_a_pause_gets_what_the_prompt_leaves() -> None:
+def test_who_comes_in_a_pause_waits_for_its_end() -> None:
     driver = streaming(pausing=True)
     driver.add(request("p", [8] * 1000, max_tokens=1))
     driver.step()
     assert chunks(driver) == [512]
     driver.add(request("q", [20] * 10, max_tokens=1))
     driver.step()
-    assert chunks(driver) == [1, 1, 488, 10]
+    assert chunks(driver) == [1, 1, 488], "the gap is long enough"
+    driver.step()
+    assert chunks(driver) == [1, 1, 10]
 
 
 def test_only_the_first_prompt_of_a_step_makes_streams_pause() -> None:
     driver = streaming(pausing=True)
-    driver.add(request("p", [8] * 150, max_tokens=1), request("q", [20] * 600, max_tokens=1))
-    assert steps_until_ended(driver, "q") == [[1, 1, 150], [512], [1, 1, 88]]
+    driver.add(request("p", [8] * 90, max_tokens=1), request("q", [20] * 600, max_tokens=1))
+    assert steps_until_ended(driver, "q") == [[1, 1, 90, 16], [512], [1, 1, 72]]
 
 
-@pytest.mark.parametrize("leaves", ["is cancelled", "gives its blocks up"])
+@pytest.mark.parametrize("leaves", ["is cancelled", "gives its blocks up", "is computed anew"])
 def test_streams_go_on_when_the_prompt_that_they_pause_for_leaves(leaves: str) -> None:
     driver = streaming(pausing=True)
     driver.add(request("p", [8] * 1500, max_tokens=1))
@@ -362,13 +364,17 @@ def test_streams_go_on_when_the_prompt_that_they_pause_for_leaves(leaves: str) -
     assert chunks(driver) == [512]
     if leaves == "is cancelled":
         driver.engine.cancel("p")
-    else:
+    elif leaves == "gives its blocks up":
         scheduler = driver.engine.scheduler
         scheduler._make_wait(scheduler.running.pop())
-    driver.step()
-    assert chunks(driver)[:2] == [1, 1]
+    else:
+        driver.engine.scheduler.start_over()
+    assert driver.engine.scheduler._pause is None
     driver.run()
-    assert len(driver.tokens("s0")) == 300
+    assert driver.tokens("s0") == alone(request("s0", [0] * 5, max_tokens=300))[0].token_ids
+    if leaves != "is cancelled":
+        want = alone(request("p", [8] * 1500, max_tokens=1), max_context=8192)[0]
+        assert driver.tokens("p") == want.token_ids
 
 
 def test_a_prompt_alone_makes_no_pause() -> None:
@@ -395,22 +401,101 @@ def test_nobody_pauses_for_a_prompt_whose_logits_are_asked_for() -> None:
     assert chunks(driver) == [1, 1, 32]
 
 
-def test_of_100_gaps_99_keep_the_target_when_long_prompts_never_cease() -> None:
+def test_streams_do_not_pause_for_a_prompt_that_ranks_behind_them() -> None:
     driver = streaming(pausing=True)
+    driver.add(request("p", [8] * 1000, max_tokens=1, priority=5))
+    assert steps_until_ended(driver, "p")[:2] == [[1, 1, 32]] * 2
+
+
+def test_a_pause_ends_when_somebody_urgent_comes() -> None:
+    driver = streaming(pausing=True, priority=5)
+    driver.add(request("p", [8] * 1800, max_tokens=1, priority=5))
+    driver.step()
+    assert chunks(driver) == [512]
+    driver.add(request("urgent", [20] * 40, max_tokens=1))
+    driver.step()
+    assert chunks(driver)[:2] == [1, 1]
+    driver.step()
+    assert driver.tokens("urgent"), "the first step was the paused-for prompt's, which is under way"
+
+
+def gaps_beside(driver: Driver, name: str, stream: str = "s0") -> list[float]:
+    """The stream's gaps until the prompt has ended and the stream has got a token after it."""
+    gaps: list[float] = []
+    last, ended = driver.runner.clock.now, False
+    while not ended:
+        seen, ended = len(driver.tokens(stream)), bool(driver.outputs[name, 0].finish_reason)
+        driver.step()
+        if len(driver.tokens(stream)) > seen:
+            gaps.append(driver.runner.clock.now - last)
+            last = driver.runner.clock.now
+        else:
+            ended = False
+    return gaps
+
+
+@pytest.mark.parametrize("length", [64, 200, 500])
+@pytest.mark.parametrize("prompt", [2000, 4000, 6000])
+def test_a_pause_keeps_its_bound_when_only_short_prompts_were_seen(length: int, prompt: int) -> None:
+    """These do not tell what attention costs: here as much as with a 0.6 B model on tiles."""
+    driver = Driver(FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.026, 0.00025, 2.5e-7)), itl_target_s=0.2)
+    for i in range(6):
+        driver.add(request(f"warm-up {i}", [20 + i] * length, max_tokens=2))
+        driver.run()
+    driver.add(*(request(f"s{i}", [i] * 5, max_tokens=300) for i in range(2)))
+    for _ in range(20):
+        driver.step()
+    driver.add(request("p", [8] * prompt, max_tokens=1))
+    gaps = gaps_beside(driver, "p")
+    assert max(gaps) <= 12 * 0.2
+    if prompt == 2000:
+        assert max(gaps) > 0.2 and sum(gap > 0.2 for gap in gaps) == 1, "which one pause is enough for"
+
+
+def test_attention_counts_in_the_length_of_a_pause() -> None:
+    driver = streaming(4e-7, pausing=True)
+    driver.add(request("p", [8] * 1500, max_tokens=1))
+    assert steps_until_ended(driver, "p")[0][:2] == [1, 1], "0.8 s without the pairs, 1.25 with them"
+
+
+def test_a_large_budget_lets_nobody_ride_along_in_a_pause() -> None:
+    driver = streaming(pausing=True, max_tokens_per_step=4096)
+    driver.add(request("p", [8] * 300, max_tokens=1), request("q", [20] * 3000, max_tokens=1))
+    assert steps_until_ended(driver, "p") == [[1, 1, 300]]
+
+
+def test_steps_of_a_pause_are_not_laid_to_decodes() -> None:
+    driver = streaming(pausing=True)
+    seen: list[tuple[int, ...]] = []
+    observe = driver.engine.scheduler.model.observe
+
+    def noting(tokens: int, pairs: int, context: int, seconds: float, *, num_prefill: int) -> None:
+        seen.append((tokens, context, num_prefill))
+        observe(tokens, pairs, context, seconds, num_prefill=num_prefill)
+
+    driver.engine.scheduler.model.observe = noting  # type: ignore[method-assign]
+    driver.add(request("p", [8] * 1024, max_tokens=1))
+    assert steps_until_ended(driver, "p") == [[512], [512]]
+    assert seen[-2:] == [(512, 0, 512)] * 2
+
+
+@pytest.mark.parametrize(("budget", "length"), [(512, 450), (512, 900), (64, 450)])
+def test_of_100_gaps_99_keep_the_target_when_long_prompts_never_cease(budget: int, length: int) -> None:
+    driver = streaming(pausing=True, max_tokens_per_step=budget)
     driver.add(*(request(f"t{i}", [i] * 5, max_tokens=2000) for i in range(2)))
-    driver.add(*(request(f"p{i}", [i % 50, i // 50] * 450, max_tokens=1) for i in range(80)))
+    driver.add(*(request(f"p{i}", [i % 50, i // 50] * (length // 2), max_tokens=1) for i in range(80)))
     for _ in range(20):
         driver.step()
     gaps, last = [], driver.runner.clock.now
-    while len(driver.tokens("t0")) < 1300:
+    while len(driver.tokens("t0")) < 1000:
         before = len(driver.tokens("t0"))
         driver.step()
         if len(driver.tokens("t0")) > before:
             gaps.append(driver.runner.clock.now - last)
             last = driver.runner.clock.now
     num_long = sum(gap > 0.102 for gap in gaps)
-    assert 8 <= num_long <= len(gaps) / 128 + 1
-    assert max(gaps) <= 10 * 0.102
+    assert 5 <= num_long <= len(gaps) / 128 + 1
+    assert max(gaps) <= 12 * 0.102
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

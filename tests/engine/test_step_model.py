@@ -112,6 +112,20 @@ def test_a_step_a_little_longer_than_usual_does_not_make_long_prompts_dear() -> 
     assert model.predict(2048, 2_100_000, 0) == pytest.approx(truth, rel=0.03)
 
 
+def test_cautious_costs_are_those_of_a_usual_model_until_long_prompts_were_seen() -> None:
+    model = StepModel()
+    for tokens in (50, 60, 70, 80, 90):
+        model.observe(1, 0, 100, 0.0202, num_prefill=0)
+        model.observe(tokens, tokens * tokens // 2, 0, 0.02 + 0.0002 * tokens, num_prefill=tokens)
+    model.predict(1, 0, 100)
+    assert model.cost(1000, 500_000) == pytest.approx(0.2, rel=0.05)
+    assert model.cautious_cost(1000, 500_000) == pytest.approx(0.2 + 0.0002 / 1000 * 500_000, rel=0.05)
+    for begin in (0, 500):
+        model.observe(500, 500 * begin + 125_000, 0, 0.02 + 0.0002 * 500, num_prefill=500)
+    model.predict(1, 0, 100)
+    assert model.cautious_cost(1000, 500_000) == model.cost(1000, 500_000) == pytest.approx(0.2, rel=0.05)
+
+
 def test_tokens_within_inverts_the_prediction() -> None:
     model = learned(0.02, 0.0004, 3e-7)
     base = model.predict(0, 0, 0)

@@ -8,7 +8,8 @@ end, the first in order alone gets tokens; the others are put off, and shorter o
 stream that was preempted has begun to talk: it counts as one that ends.
 
 Pauses: the target is one for 99 gaps of 100. Once in 128 steps the streams pause for as many steps as bring a prompt to
-its end, if that makes one gap of at most ten targets.
+its end, if by the step model that makes a gap of at most ten targets. If it turns out to take a fifth more, or somebody
+of a lower priority number comes, they go on before.
 
 Memory: a sequence starts when this step is not to put it off and all its blocks fit, with a spare one for each that
 runs. A running sequence that finds no block takes them from the last in order, which waits again, keeps its output, and
@@ -33,7 +34,8 @@ from trivet.engine.step_model import StepModel
 _by_rank = attrgetter("rank")
 _UNENDED_SHARE = 1 / 4  # of what the inter-token target leaves, for a prompt that this step cannot end
 _PAUSE_EVERY = 128  # steps of running streams
-_PAUSE_TARGETS = 10  # inter-token targets that the gap may last
+_PAUSE_TARGETS = 10  # inter-token targets that the gap of a pause may last, as it looks at first
+_PAUSE_ENDS = 1.2  # times as much, as it looks later
 _UNKNOWN_COST_TOKENS = 128  # prompt tokens beside running streams before any prompt has been timed
 _TILE_ROWS = 16  # of the matrix unit: what the target leaves for a prompt that does not end is cut to a multiple
 _LOOK_PAST = 8  # waiting prompts that one step may put off; those behind wait with them
@@ -55,9 +57,20 @@ class Plan:
 
     def leave_out_decodes(self) -> None:
         """Of a plan that has nothing else yet."""
+        assert self.num_tokens == self.num_decodes
         self.seqs.clear()
         self.chunks.clear()
         self.num_decodes = self.num_tokens = self.num_context = 0
+
+
+@dataclass(slots=True)
+class _Pause:
+    """Streams wait until `seq` has computed its first `end` tokens."""
+
+    seq: Sequence
+    end: int
+    num_streams: int
+    left_s: float  # until the streams must go on
 
 
 class Scheduler:
@@ -80,8 +93,7 @@ class Scheduler:
         self.is_full = False  # the last step could not start a waiting sequence for lack of blocks
         self._target_s = config.itl_target_s
         self._since_pause = _PAUSE_EVERY  # steps of running streams
-        self._paused_for: Sequence | None = None  # whose prompt is to end before the streams go on
-        self._pause_steps = 0  # that are left without them
+        self._pause: _Pause | None = None
         self._floor = min(block_size, self.max_tokens)
         self._logits_tokens = max(1, _LOGITS_BYTES // (4 * capabilities.vocab_size))
         self._being_computed: set[Key] = set()
@@ -113,6 +125,8 @@ class Scheduler:
         return bisect(ordered, seq.rank, key=_by_rank) - 1
 
     def _vacate(self, seq: Sequence) -> None:
+        if self._is_paused_for(seq):
+            self._pause = None
         self.slots.unseat(seq)
         self.pool.release(seq.blocks)
         seq.blocks = []
@@ -147,12 +161,10 @@ class Scheduler:
     def schedule(self) -> Plan:
         """The next step; empty only if nothing is waiting, and what is running waits for the step under way."""
         plan = Plan()
-        behind = self._plan_decodes(plan)
-        self._since_pause += bool(plan.num_decodes)
-        room_s: float | None = None
-        if self._goes_on_pausing(plan, behind):
-            pass
-        elif self._target_s is not None and plan.num_decodes and (behind or self.waiting):
+        is_pause = self._continue_pause()
+        behind = self._plan_decodes(plan, leave_out=is_pause)
+        room_s: float | None = 0.0 if is_pause else None
+        if not is_pause and self._target_s is not None and plan.num_decodes and (behind or self.waiting):
             room_s = self._target_s - self.model.predict(plan.num_tokens, 0, plan.num_context)
         self._being_computed.clear()
         for seq in behind:
@@ -162,10 +174,16 @@ class Scheduler:
         self.is_full = bool(plan.preempted)
         if not plan.preempted:
             self._start_waiting(plan, room_s)
+        self._since_pause += bool(plan.num_decodes)
+        if self._pause is not None:
+            self._pause.left_s -= self.model.predict(plan.num_tokens, plan.num_pairs, plan.num_context)
         return plan
 
-    def _plan_decodes(self, plan: Plan) -> list[Sequence]:
-        """Plans one token for each sequence that has one left, preempting for blocks; returns the other sequences."""
+    def _plan_decodes(self, plan: Plan, *, leave_out: bool) -> list[Sequence]:
+        """Plans one token for each sequence that has one left, preempting for blocks; returns the other sequences.
+
+        `leave_out`: only for the sequence that the others pause for.
+        """
         running, seqs, size = self.running, plan.seqs, self.block_size
         behind: list[Sequence] = []
         num_context = i = 0
@@ -177,6 +195,8 @@ class Scheduler:
             if seq.num_tokens - seq.num_computed != 1:
                 behind.append(seq)
                 continue
+            if leave_out and not self._is_paused_for(seq):
+                continue
             if len(seq.blocks) * size < seq.num_tokens and not self._grow(plan, seq):
                 break  # it was the last in order itself
             seqs.append(seq)
@@ -185,18 +205,6 @@ class Scheduler:
         plan.chunks = [1] * len(seqs)
         plan.num_context = num_context
         return behind
-
-    def _goes_on_pausing(self, plan: Plan, behind: list[Sequence]) -> bool:
-        """In a pause, leaves the streams out of the plan, but for its last step; the prompt then gets all of it."""
-        if self._paused_for is None:
-            return False
-        is_behind = any(seq is self._paused_for for seq in behind)  # else it has ended, or gave its blocks up
-        if is_behind and self._pause_steps > 0:
-            self._pause_steps -= 1
-            plan.leave_out_decodes()
-        else:
-            self._paused_for = None
-        return is_behind
 
     def _grow(self, plan: Plan, seq: Sequence) -> bool:
         """One more block for a running sequence; False if that preempted the sequence itself."""
@@ -271,8 +279,8 @@ class Scheduler:
         """Plans the next tokens of a sequence that is behind; returns what is left of `room_s`."""
         if not self._catch_up(seq):
             return room_s  # somebody computes its next block in this very step
-        if room_s is not None and self._pauses_for(plan, seq, room_s):
-            room_s = None
+        if room_s is not None and self._begin_pause(plan, seq, room_s):
+            room_s = 0.0
         chunk = self._chunk(plan, seq, seq.num_computed, room_s)
         if chunk == 0:
             return room_s  # put off: others may end in what is left
@@ -296,7 +304,7 @@ class Scheduler:
         most = min(left, self.max_tokens - plan.num_tokens)
         if seq.request.message.return_logits:
             most = min(most, self._logits_tokens)
-        if room_s is None:
+        if room_s is None or self._is_paused_for(seq):
             return most
         is_known = self.model.is_known
         num_prefill = plan.num_tokens - plan.num_decodes
@@ -310,24 +318,6 @@ class Scheduler:
         if num_prefill == 0:
             fits = max(fits, self._floor)  # the first prompt always moves
         return max(0, min(fits, most))
-
-    def _pauses_for(self, plan: Plan, seq: Sequence, room_s: float) -> bool:
-        """Lets a pause begin if this step's first prompt is worth it."""
-        left, num_decodes, model = seq.num_tokens - seq.num_computed, plan.num_decodes, self.model
-        if self._since_pause < _PAUSE_EVERY or plan.num_tokens > num_decodes or not model.is_known:
-            return False
-        if self._chunk(plan, seq, seq.num_computed, room_s) == left or seq.request.message.return_logits:
-            return False
-        steps = max(0, -(-(left + num_decodes) // self.max_tokens) - 1)  # without the streams, whose own may end it
-        seconds = steps * model.predict(0, 0, 0) + model.cost(left, left * seq.num_computed + left * (left + 1) // 2)
-        assert self._target_s is not None
-        if seconds > room_s + (_PAUSE_TARGETS - 1) * self._target_s:
-            return False
-        self._since_pause = 0
-        if steps > 0:
-            self._paused_for, self._pause_steps = seq, steps - 1
-            plan.leave_out_decodes()
-        return True
 
     def _catch_up(self, seq: Sequence) -> bool:
         """Takes over blocks that others have computed since; False if the next one is being computed in this step."""
@@ -354,6 +344,54 @@ class Scheduler:
         self.slots.tables[seq.slot, seq.num_in_tree] = block
         seq.num_in_tree += 1
         seq.parent = block
+
+    # --- pauses ---------------------------------------------------------------------------------------------------
+
+    def _begin_pause(self, plan: Plan, seq: Sequence, room_s: float) -> bool:
+        """Lets a pause begin if the first prompt of the step is worth it; True: this step is without the streams."""
+        is_first = plan.num_tokens == plan.num_decodes > 0 and not plan.preempted
+        if self._target_s is None or self._since_pause < _PAUSE_EVERY or not is_first or not self.model.is_known:
+            return False
+        if plan.seqs[0].rank[0] < seq.rank[0] or seq.request.message.return_logits:
+            return False
+        if self._chunk(plan, seq, seq.num_computed, room_s) == seq.num_tokens - seq.num_computed:
+            return False
+        pause = _Pause(seq, seq.num_tokens, plan.num_decodes, room_s + (_PAUSE_TARGETS - 1) * self._target_s)
+        seconds = self._rest_s(pause)
+        if seconds > pause.left_s:
+            return False
+        pause.left_s *= _PAUSE_ENDS
+        self._pause, self._since_pause = pause, 0
+        if self._is_last_step(pause):
+            return False
+        plan.leave_out_decodes()
+        return True
+
+    def _continue_pause(self) -> bool:
+        """Ends a pause that is over, or must be; True: the next step is without the streams, too."""
+        pause = self._pause
+        if pause is None:
+            return False
+        first = min(seqs[0].rank[0] for seqs in (self.running, self.waiting) if seqs)
+        if pause.seq.num_computed >= pause.end or first < pause.seq.rank[0] or self._rest_s(pause) > pause.left_s:
+            self._pause = None
+            return False
+        return not self._is_last_step(pause)
+
+    def _is_paused_for(self, seq: Sequence) -> bool:
+        return self._pause is not None and self._pause.seq is seq
+
+    def _is_last_step(self, pause: _Pause) -> bool:
+        """Whether what is left of the prompt and the streams fit into one step."""
+        return pause.end - pause.seq.num_computed + pause.num_streams <= self.max_tokens
+
+    def _rest_s(self, pause: _Pause) -> float:
+        """Seconds by which what is left of the prompt puts the streams' next token off."""
+        done = pause.seq.num_computed
+        left = pause.end - done
+        steps = max(0, -(-(left + pause.num_streams) // self.max_tokens) - 1)  # without the streams
+        pairs = left * done + left * (left + 1) // 2
+        return steps * self.model.predict(0, 0, 0) + self.model.cautious_cost(left, pairs)
 
     # --- after the step -------------------------------------------------------------------------------------------
 

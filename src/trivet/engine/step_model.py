@@ -22,7 +22,8 @@ _REFIT = 32  # new samples before the next fit; one of a prompt is enough, since
 _MANY = 16  # prompt tokens from which on a step tells what prompts cost
 _ENOUGH = 64  # prompt tokens in all, before what one costs is known: 16 by themselves take as long as 100
 _USUAL = (0.01, 0.05)  # shares by which any step may be off without and with a prompt, however alike the others were
-_USUAL_PAIR = 1 / 300  # of what a prompt's token costs: 1/1,000 to 1/400 in 0.6 B and 1 B models on tiles
+_USUAL_PAIR = 1 / 300  # of a token's share of a prompt's step
+_LEAST_PAIR = 1 / 1000  # of what a token more costs: 1/1,000 to 1/400 in 0.6 B and 1 B models on tiles
 _DOUBT = 0.1  # what a cost of pairs of that size adds to the squares of what steps are off by
 
 _SCALES = np.array([1.0, 64.0, 65536.0, 4096.0])  # one unit of each feature, so that the fit is well conditioned
@@ -36,6 +37,7 @@ class StepModel:
         self._num_seen = [0, 0]
         self._num_new = self._num_prefill = 0
         self._base = self._per_token = self._per_pair = self._per_context = 0.0
+        self._widest = 0.0  # most pairs a token of the samples
 
     @property
     def is_known(self) -> bool:
@@ -61,6 +63,11 @@ class StepModel:
         """Seconds by which so much more of a prompt makes a step longer."""
         return self._per_token * tokens + self._per_pair * pairs
 
+    def cautious_cost(self, tokens: int, pairs: int) -> float:
+        """The same, with attention at no less than it usually costs while only much shorter prompts have been seen."""
+        least = self._per_token * _LEAST_PAIR if pairs > 2 * self._widest * tokens else 0.0
+        return self._per_token * tokens + max(self._per_pair, least) * pairs
+
     def tokens_within(self, seconds: float, context: int) -> int:
         """Prompt tokens after `context` others that may be added to a step so that it takes `seconds` longer."""
         if seconds <= 0:
@@ -79,6 +86,7 @@ class StepModel:
         doubt = np.zeros(4)
         if len(kinds[1]):
             pace = _median(kinds[1][:, 4] / kinds[1][:, 1])
+            self._widest = float((kinds[1][:, 2] / kinds[1][:, 1]).max())
             doubt[2] = _DOUBT / (_USUAL_PAIR * pace * _SCALES[2]) ** 2
         found = np.array([self._base, self._per_token, self._per_pair, self._per_context]) * _SCALES
         # Steps that something else disturbed get less weight: those far from the last fit, or, at first, from this one.
