@@ -119,7 +119,7 @@ def test_cautious_costs_are_those_of_a_usual_model_until_long_prompts_were_seen(
         model.observe(tokens, tokens * tokens // 2, 0, 0.02 + 0.0002 * tokens, num_prefill=tokens)
     model.predict(1, 0, 100)
     assert model.cost(1000, 500_000) == pytest.approx(0.2, rel=0.05)
-    assert model.cautious_cost(1000, 500_000) == pytest.approx(0.2 + 0.0002 / 1000 * 500_000, rel=0.05)
+    assert model.cautious_cost(1000, 500_000) == pytest.approx(0.2 + 0.0002 / 2000 * 500_000, rel=0.05)
     for begin in (0, 500):
         model.observe(500, 500 * begin + 125_000, 0, 0.02 + 0.0002 * 500, num_prefill=500)
     model.predict(1, 0, 100)
