@@ -95,7 +95,7 @@ class SchedulerConfig:
     itl_target_s: Annotated[
         float | None,
         "inter-token latency that 99 of 100 tokens of running streams shall keep while prompts come in: the budget "
-        "shrinks. Once in 128 steps they may wait ten times as long, for a long prompt to end. `None`: off",
+        "shrinks. Once in 128 steps they may wait some ten times as long, for a long prompt to end. `None`: off",
     ] = 0.2
     max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = (
         256

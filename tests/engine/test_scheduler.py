@@ -464,7 +464,7 @@ def test_a_large_budget_lets_nobody_ride_along_in_a_pause() -> None:
     assert steps_until_ended(driver, "p") == [[1, 1, 300]]
 
 
-def test_steps_of_a_pause_are_not_laid_to_decodes() -> None:
+def test_steps_of_a_pause_are_not_laid_to_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = streaming(pausing=True)
     seen: list[tuple[int, ...]] = []
     observe = driver.engine.scheduler.model.observe
@@ -473,7 +473,7 @@ def test_steps_of_a_pause_are_not_laid_to_decodes() -> None:
         seen.append((tokens, context, num_prefill))
         observe(tokens, pairs, context, seconds, num_prefill=num_prefill)
 
-    driver.engine.scheduler.model.observe = noting  # type: ignore[method-assign]
+    monkeypatch.setattr(driver.engine.scheduler.model, "observe", noting)
     driver.add(request("p", [8] * 1024, max_tokens=1))
     assert steps_until_ended(driver, "p") == [[512], [512]]
     assert seen[-2:] == [(512, 0, 512)] * 2

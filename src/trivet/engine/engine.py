@@ -26,7 +26,7 @@ from trivet.engine.sequence import OpenRequest, Sequence, SequenceState
 from trivet.engine.step import Runner, StepResult
 from trivet.errors import ConfigError, Overloaded, TrivetError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("trivet")
 
 _LINGER = 0.75  # the part of a step's least probable time after which the next is planned
 _HOST_S = 0.002  # what planning may take

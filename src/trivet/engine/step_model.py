@@ -22,10 +22,9 @@ _REFIT = 32  # new samples before the next fit; one of a prompt is enough, since
 _MANY = 16  # prompt tokens from which on a step tells what prompts cost
 _ENOUGH = 64  # prompt tokens in all, before what one costs is known: 16 by themselves take as long as 100
 _USUAL = (0.01, 0.05)  # shares by which any step may be off without and with a prompt, however alike the others were
-_USUAL_PAIR = 1 / 300  # of a token's share of a prompt's step
 _LEAST_PAIR = 1 / 2000  # of what a token more costs: on tiles 1/1,600 (0.6 B, KV int8) and 1/4,600 (1 B)
-_DOUBT = 0.1  # what a cost of pairs of that size adds to the squares of what steps are off by
-
+_USUAL_PAIR = 1 / 300  # of a token's share of a prompt's step
+_DOUBT = 0.1  # what a pair that costs so much adds to the squares of what steps are off by
 _SCALES = np.array([1.0, 64.0, 65536.0, 4096.0])  # one unit of each feature, so that the fit is well conditioned
 
 
