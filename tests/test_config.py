@@ -28,8 +28,9 @@ NAN, INF = float("nan"), float("inf")
         (ServerConfig, "api_keys", (" a",), "`server.api_keys` has a key that is empty, or begins or ends"),
         (SchedulerConfig, "max_wait_s", NAN, "`scheduler.max_wait_s` is nan, but it must be above 0 seconds"),
         (SchedulerConfig, "max_wait_s", 0.0, "`scheduler.max_wait_s` is 0, but it must be above 0 seconds"),
-        (SchedulerConfig, "itl_target_s", -0.1, "`scheduler.itl_target_s` is -0.1, but it must be above 0 seconds"),
-        (SchedulerConfig, "itl_target_s", INF, "`scheduler.itl_target_s` is inf, but it must be above 0 seconds"),
+        (SchedulerConfig, "itl_target_s", -0.1, "`scheduler.itl_target_s` is -0.1, but it must be 0 or more seconds"),
+        (SchedulerConfig, "itl_target_s", INF, "`scheduler.itl_target_s` is inf, but it must be 0 or more seconds"),
+        (SchedulerConfig, "max_pause_s", -1.0, "`scheduler.max_pause_s` is -1, but it must be 0 or more seconds"),
     ],
 )
 def test_a_value_that_cannot_be(kind: type[Any], name: str, value: object, said: str) -> None:
@@ -40,4 +41,5 @@ def test_a_value_that_cannot_be(kind: type[Any], name: str, value: object, said:
 
 def test_the_edges_are_allowed() -> None:
     ServerConfig(drain_s=0.0, stall_s=0.001, max_body_bytes=1, max_bodies_bytes=1, max_connections=1, api_keys=("a b",))
-    SchedulerConfig(max_wait_s=INF, itl_target_s=None, max_waiting=0)
+    SchedulerConfig(max_wait_s=INF, itl_target_s=0.0, max_pause_s=0.0, max_waiting=0)
+    SchedulerConfig(max_pause_s=None)

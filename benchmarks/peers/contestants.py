@@ -26,7 +26,7 @@ LLAMA = {"batch": 2048, "micro_batch": 512}
 # OpenVINO computes in bf16 unless told; with f32 it decodes faster (int4 32 -> 41 tok/s) and prefills at half the speed
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 ROOM_PEERS = ("trivet", "openvino", "vllm")  # they take all the room for KV that they are given, prompt after prompt
-SERVER_KV_GIB = 5  # of vLLM's server
+SERVER_KV_GIB = 3  # of servers that keep what was computed, ours and vLLM's: these fill it
 MAX_FILLS = 128  # turns; more than any row of a model of 0.6 B needs
 SERVER_VERSIONS = {"llama.cpp": LLAMA_SDIST, "vllm": VLLM}
 
@@ -158,11 +158,11 @@ def kv_fills(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
     return min(MAX_FILLS, int(-(-room * values // (tokens * place.kv_bytes_per_token))))
 
 
-BASE_GIB = {"vllm": 6}
+BASE_GIB = {"vllm": 6, "trivet": 2}
 
 
 def memory_need(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
-    """Bytes that a worker may come to use: some GiB (vLLM had 4 beside its KV), and KV, filled or taken at once."""
+    """Bytes that a worker may come to use: some GiB (vLLM had 5 beside its KV), and KV, filled or taken at once."""
     context = max(_longest(work["prompt"]) + _longest(work["output"]), work.get("long", 0))
     filled = kv_bytes(place, context, work.get("streams", 1))
     if contestant.peer in ROOM_PEERS:
@@ -216,6 +216,7 @@ def _server(contestant: Contestant, place: Place, work: dict[str, Any]) -> dict[
         return {**common, "command": [
             sys.executable, "-m", "trivet.cli.main", "serve", str(place.model), "--port", "{port}", "--precision",
             own["precision"], "--kv-precision", own.get("kv_precision", "bf16"), "--served-model-name", "x",
+            "--memory", f"{SERVER_KV_GIB}GiB",
         ]}  # fmt: skip
     if contestant.peer == "llama.cpp":
         # as many slots as callers: idle slots between busy ones cut its batches into single rows

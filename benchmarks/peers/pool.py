@@ -19,10 +19,15 @@ def available_bytes() -> int:
 
 
 class Pool:
-    """Workers that wait are ended while memory is short for the next one; who was used longest ago goes first."""
+    """Workers that wait are ended while memory is short for the next one; who was used longest ago goes first.
+
+    It is short, too, where it would be once all have come to what they need: caches fill with the work.
+    """
 
     def __init__(self, *, available_bytes: Callable[[], int] = available_bytes) -> None:
         self._available_bytes = available_bytes
+        self._total_bytes = available_bytes()
+        self._needs: dict[Key, int] = {}
         self._workers: dict[Key, Worker] = {}  # the longest unused first
 
     @contextmanager
@@ -35,6 +40,7 @@ class Pool:
         worker = self._workers.pop(key, None)
         if worker is None:
             self._make_room(need_bytes)
+            self._needs[key] = need_bytes
             worker = start()
         self._workers[key] = worker
         worker.resume()
@@ -50,8 +56,11 @@ class Pool:
             worker.stop()
 
     def _make_room(self, need_bytes: int) -> None:
-        while self._workers and self._available_bytes() < need_bytes:
+        while self._workers and need_bytes > min(self._available_bytes(), self._total_bytes - self._promised()):
             self._workers.pop(next(iter(self._workers))).end()
+
+    def _promised(self) -> int:
+        return sum(self._needs[key] for key in self._workers)
 
     def __enter__(self) -> Pool:
         return self

@@ -93,10 +93,15 @@ class SchedulerConfig:
     max_num_seqs: Annotated[int, "sequences in one step"] = 64
     max_tokens_per_step: Annotated[int, "token budget of a step: the most it may carry"] = 512
     itl_target_s: Annotated[
-        float | None,
-        "inter-token latency that 99 of 100 tokens of running streams shall keep while prompts come in: the budget "
-        "shrinks. Once in 128 steps they may wait some ten times as long, for a long prompt to end. `None`: off",
+        float,
+        "inter-token latency, in seconds, that 99 of 100 tokens of running streams shall keep while prompts come in: "
+        "the budget shrinks. 0: off",
     ] = 0.2
+    max_pause_s: Annotated[
+        float | None,
+        "once in 128 steps streams may wait so long for a long prompt to come in, a fifth more if it turns out slow; "
+        "unless said: ten inter-token targets. 0: never",
+    ] = None
     max_waiting: Annotated[int, "sequences (a request has `n` of them) that may wait; one more is refused with 429"] = (
         256
     )
@@ -107,8 +112,9 @@ class SchedulerConfig:
         _check_at_least("scheduler.max_tokens_per_step", self.max_tokens_per_step, 1)
         _check_at_least("scheduler.max_waiting", self.max_waiting, 0)
         _check_seconds("scheduler.max_wait_s", self.max_wait_s, endless=True)
-        if self.itl_target_s is not None:
-            _check_seconds("scheduler.itl_target_s", self.itl_target_s)
+        _check_seconds("scheduler.itl_target_s", self.itl_target_s, above=False)
+        if self.max_pause_s is not None:
+            _check_seconds("scheduler.max_pause_s", self.max_pause_s, above=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,7 @@ class Driver:
         self.runner = runner or FakeRunner()
         self.engine = Engine(
             self.runner,
-            SchedulerConfig(**{"max_tokens_per_step": 512, "itl_target_s": None, **scheduler}),
+            SchedulerConfig(**{"max_tokens_per_step": 512, "itl_target_s": 0.0, **scheduler}),
             CacheConfig(block_size=self.runner.block_size, prefix_caching=prefix_caching),
             clock=self.runner.clock,
         )

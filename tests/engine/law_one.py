@@ -105,7 +105,7 @@ class Harness:
             SchedulerConfig(
                 max_num_seqs=MOST_OPEN,
                 max_tokens_per_step=max_tokens,
-                itl_target_s=None,
+                itl_target_s=0.0,
                 max_waiting=1000,
                 max_wait_s=1e9,
             ),

@@ -80,7 +80,7 @@ def test_tokens_are_those_of_each_request_alone(trial: int, monkeypatch: pytest.
         prefix_caching=rng.random() < 0.75,
         max_num_seqs=rng.choice([1, 3, 8, 64]),
         max_tokens_per_step=rng.choice([1, 7, 33, 64, 512]),
-        itl_target_s=rng.choice([None, 0.015, 0.05]),
+        itl_target_s=rng.choice([0.0, 0.015, 0.05]),
     )
     bases = [[rng.randrange(VOCAB) for _ in range(120)] for _ in range(3)]
     requests = [random_request(rng, f"r{i}", bases, max_context) for i in range(rng.choice([4, 12, 24]))]

@@ -1,4 +1,4 @@
-"""KV memory that an idle engine brings in ahead of its use: how much, when, and that nothing stored changes."""
+"""KV memory that is brought in ahead of its use: how much, when idle and beside steps, and that nothing changes."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 from driving import Driver, alone, request
@@ -99,9 +100,18 @@ def never_pause(driver: Driver) -> None:
     driver.engine.scheduler._since_pause = -(10**9)
 
 
-def streaming(per_pair: float = 0.0, *, pausing: bool = False, priority: int = 0, **scheduler: int) -> Driver:
+def streaming(
+    per_pair: float = 0.0,
+    *,
+    pausing: bool = False,
+    priority: int = 0,
+    max_under_way: int = 1,
+    num_blocks: int = 512,
+    **scheduler: float,
+) -> Driver:
     """Two streams under way, a target of 100 ms, and a step model that knows the cost: 20 ms, half of one a token."""
-    runner = FakeRunner(num_blocks=512, max_context=8192, cost=Cost(0.020, 0.0005, per_pair))
+    cost = Cost(0.020, 0.0005, per_pair)
+    runner = FakeRunner(num_blocks=num_blocks, max_context=8192, max_under_way=max_under_way, cost=cost)
     driver = Driver(runner, itl_target_s=0.1, **scheduler)
     if not pausing:
         never_pause(driver)
@@ -355,6 +365,44 @@ def test_only_the_first_prompt_of_a_step_makes_streams_pause() -> None:
     assert steps_until_ended(driver, "q") == [[1, 1, 90, 16], [512], [1, 1, 72]]
 
 
+def test_streams_go_on_after_a_pause_with_nobody_beside_them_but_a_block() -> None:
+    driver = streaming(pausing=True)
+    driver.add(request("p", [8] * 1024, max_tokens=1))
+    driver.step()
+    assert chunks(driver) == [512]
+    driver.add(request("q", [20] * 150, max_tokens=1))
+    assert steps_until_ended(driver, "q") == [[512], [1, 1, 32], [1, 1, 118]]
+
+
+@pytest.mark.parametrize("max_under_way", [1, 2])
+def test_a_pause_ends_where_its_steps_take_longer_than_predicted(max_under_way: int) -> None:
+    """A neighbour takes a core. The fit takes that for a disturbance, so time that was measured must count."""
+    driver = streaming(pausing=True, max_under_way=max_under_way)
+    driver.add(request("p", [8] * 1800, max_tokens=1))
+    while driver.engine.scheduler.num_pauses == 0:
+        driver.step()
+    driver.runner.cost = Cost(0.060, 0.0015)
+    before = driver.runner.clock.now
+    while driver.engine.scheduler._pause is not None:
+        driver.step()
+    num_left = 1800 - driver.engine.scheduler.running[-1].num_computed
+    assert num_left > 0, "the prompt has not ended"
+    # 1.2 x 0.978 s; a step of 0.828 s may begin while 0.3 are left, and the next is planned before its time is known
+    assert driver.runner.clock.now - before < 1.2 * 0.978 + max_under_way * 0.828
+    quick = streaming(pausing=True, max_under_way=max_under_way)
+    quick.add(request("p", [8] * 1800, max_tokens=1))
+    quick.run()
+    assert driver.engine.stats().num_pauses == quick.engine.stats().num_pauses == 1
+
+
+@pytest.mark.parametrize(("max_pause_s", "expected"), [(0.0, [1, 1, 32]), (0.4, [1, 1, 32]), (0.7, [512])])
+def test_the_longest_pause_can_be_set(max_pause_s: float, expected: list[int]) -> None:
+    driver = streaming(pausing=True, max_pause_s=max_pause_s)
+    driver.add(request("p", [8] * 1000, max_tokens=1))
+    driver.step()
+    assert chunks(driver) == expected
+
+
 @pytest.mark.parametrize("leaves", ["is cancelled", "gives its blocks up", "is computed anew"])
 def test_streams_go_on_when_the_prompt_that_they_pause_for_leaves(leaves: str) -> None:
     driver = streaming(pausing=True)
@@ -369,7 +417,7 @@ def test_streams_go_on_when_the_prompt_that_they_pause_for_leaves(leaves: str) -
         scheduler._make_wait(scheduler.running.pop())
     else:
         driver.engine.scheduler.start_over()
-    assert driver.engine.scheduler._pause is None
+    assert heard(driver) >= {"s0", "s1"}
     driver.run()
     assert driver.tokens("s0") == alone(request("s0", [0] * 5, max_tokens=300))[0].token_ids
     if leaves != "is cancelled":
@@ -394,11 +442,36 @@ def test_nobody_pauses_before_any_prompt_was_timed() -> None:
     assert next_prompts(driver, 900) == [128]
 
 
-def test_nobody_pauses_for_a_prompt_whose_logits_are_asked_for() -> None:
+@pytest.mark.parametrize("asked", [{"return_logits": True}, {"prompt_logprobs": 0}])
+def test_nobody_pauses_for_a_prompt_whose_rows_are_asked_for(asked: dict[str, Any]) -> None:
     driver = streaming(pausing=True)
-    driver.add(request("scored", [8] * 400, max_tokens=1, return_logits=True))
+    driver.add(request("scored", [8] * 400, max_tokens=1, **asked))
     driver.step()
     assert chunks(driver) == [1, 1, 32]
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_nobody_pauses_while_somebody_urgent_waits_for_a_slot(waits: bool) -> None:
+    driver = streaming(pausing=True, max_num_seqs=3)
+    driver.engine.scheduler._since_pause = 120
+    driver.add(request("p", [8] * 1000, max_tokens=1))
+    driver.step()
+    if waits:
+        driver.add(request("urgent", [20] * 40, max_tokens=1, priority=-1))
+    while not driver.outputs["p", 0].finish_reason:
+        driver.step()
+    assert driver.engine.stats().num_pauses == (not waits)
+
+
+def test_free_slots_do_not_count_in_a_pause_while_nobody_can_start() -> None:
+    driver = streaming(pausing=True, num_blocks=70)
+    scheduler = driver.engine.scheduler
+    driver.add(request("p", [8] * 2000, max_tokens=1), request("q", [20] * 70, max_tokens=1))
+    seen = []
+    while not driver.outputs["p", 0].finish_reason:
+        driver.step()
+        seen.append((max(chunks(driver)) == 512, scheduler.is_full))
+    assert (False, True) in seen and (True, True) in seen and not any(paused and not full for paused, full in seen)
 
 
 def test_streams_do_not_pause_for_a_prompt_that_ranks_behind_them() -> None:
@@ -414,9 +487,7 @@ def test_a_pause_ends_when_somebody_urgent_comes() -> None:
     assert chunks(driver) == [512]
     driver.add(request("urgent", [20] * 40, max_tokens=1))
     driver.step()
-    assert chunks(driver)[:2] == [1, 1]
-    driver.step()
-    assert driver.tokens("urgent"), "the first step was the paused-for prompt's, which is under way"
+    assert chunks(driver) == [1, 1, 32, 40] and driver.tokens("urgent")
 
 
 def gaps_beside(driver: Driver, name: str, stream: str = "s0") -> list[float]:

@@ -163,7 +163,9 @@ def test_nothing_is_known_before_the_first_prompt() -> None:
     for _ in range(20):  # ends of prompts that were in the cache are counted with the decodes
         model.observe(15, 4000, 0, 0.02, num_prefill=15)
     assert not model.is_known
-    model.observe(100, 5000, 0, 0.1, num_prefill=100)
+    model.observe(47, 1128, 0, 0.04, num_prefill=47)
+    assert not model.is_known
+    model.observe(16, 136, 0, 0.02, num_prefill=16)
     assert model.is_known
 
 

@@ -133,7 +133,7 @@ def test_a_fresh_engine_begins_with_an_idle_runner() -> None:
     d.step()
     assert num_under_way(d) == 1
     engine = Engine(
-        d.runner, SchedulerConfig(itl_target_s=None), CacheConfig(block_size=d.runner.block_size), clock=d.runner.clock
+        d.runner, SchedulerConfig(itl_target_s=0.0), CacheConfig(block_size=d.runner.block_size), clock=d.runner.clock
     )
     engine.submit(EngineRequest(request_id="new", prompt_token_ids=[1, 2], sampling=request().sampling))
     tokens = []

@@ -30,6 +30,9 @@ def command(
     threads: Annotated[int | None, typer.Option(help=setting_help(EngineConfig, "threads"))] = None,
     max_num_seqs: Annotated[int, typer.Option(help=setting_help(SchedulerConfig, "max_num_seqs"))] = 64,
     max_waiting: Annotated[int, typer.Option(help=setting_help(SchedulerConfig, "max_waiting"))] = 256,
+    max_tokens_per_step: Annotated[int, typer.Option(help=setting_help(SchedulerConfig, "max_tokens_per_step"))] = 512,
+    itl_target_s: Annotated[float, typer.Option(help=setting_help(SchedulerConfig, "itl_target_s"))] = 0.2,
+    max_pause_s: Annotated[float | None, typer.Option(help=setting_help(SchedulerConfig, "max_pause_s"))] = None,
     served_model_name: Annotated[str | None, typer.Option(help=setting_help(ServerConfig, "served_model_name"))] = None,
     api_key: Annotated[list[str] | None, typer.Option(help=f"{setting_help(ServerConfig, 'api_keys')}; repeatable")]
         = None,
@@ -65,7 +68,13 @@ def command(
                 memory_bytes=None if memory is None else parse_size(memory, "memory"),
                 dtype=kv_precision,  # type: ignore[arg-type]
             ),
-            scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_waiting=max_waiting),
+            scheduler=SchedulerConfig(
+                max_num_seqs=max_num_seqs,
+                max_waiting=max_waiting,
+                max_tokens_per_step=max_tokens_per_step,
+                itl_target_s=itl_target_s,
+                max_pause_s=max_pause_s,
+            ),
             threads=threads,
         )
     raise typer.Exit(serve(server, engine, milestones, as_json=as_json))

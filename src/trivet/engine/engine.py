@@ -32,7 +32,7 @@ _LINGER = 0.75  # the part of a step's least probable time after which the next 
 _HOST_S = 0.002  # what planning may take
 _BLOCKS_AHEAD = 2  # of each running sequence, whose memory is to be ready
 _PREPARE_S = 0.008  # that a step under way must have left, to get a little memory ready: it takes a core up to 5 ms
-_PREPARE_EVERY_S = 0.02  # of a longer one, the same once more
+_PREPARE_EVERY_S = 0.02  # of what a longer one has left, for the same once more
 _PACE_STEPS = 16  # the last steps, of which the quickest, against its prediction, says how quick the next may be
 
 
@@ -45,7 +45,6 @@ class _UnderWay:
     prepared: Prepared
     decides: bool  # what it samples changes how the next step samples
     start_s: float  # when it began, or was submitted
-    predicted_s: float
 
 
 class Engine:
@@ -201,7 +200,6 @@ class Engine:
     def _submit(self, plan: Plan) -> None:
         prepared = self._builder.build(plan.seqs, plan.chunks)
         now = self._clock()
-        predicted_s = self.scheduler.model.predict(plan.num_tokens, plan.num_pairs, plan.num_context)
         try:
             handle = self._runner.submit(prepared.batch)
         except Exception as error:
@@ -214,11 +212,11 @@ class Engine:
         for row, seq in enumerate(prepared.sampled):
             seq.expect(row)
         decides = any(seq.needs_tokens for seq in prepared.sampled)
-        self._under_way.append(_UnderWay(handle, plan, prepared, decides, now, predicted_s))
+        self._under_way.append(_UnderWay(handle, plan, prepared, decides, now))
 
     def _linger(self, step: _UnderWay) -> None:
         """Waits while the step under way has long to go: what comes in meanwhile can be part of the next one."""
-        least_s = step.predicted_s * min(self._paces, default=0.0)
+        least_s = step.plan.predicted_s * min(self._paces, default=0.0)
         end_s = step.start_s + _LINGER * least_s - _HOST_S
         self._prepare_meanwhile(end_s - self._clock())
         left_s = end_s - self._clock()
@@ -249,12 +247,10 @@ class Engine:
             return
         if self._under_way:
             self._under_way[0].start_s = result.end_s
-        if step.predicted_s > 0:
-            self._paces.append(result.native_s / step.predicted_s)
+        if plan.predicted_s > 0:
+            self._paces.append(result.native_s / plan.predicted_s)
+        self.scheduler.took(plan, result.native_s)
         num_prefill = plan.num_tokens - plan.num_decodes
-        self.scheduler.model.observe(
-            plan.num_tokens, plan.num_pairs, plan.num_context, result.native_s, num_prefill=num_prefill
-        )
         self.counters.step(result.start_s, result.end_s, num_prefill, len(prepared.sampled))
         take_scores(result, prepared.scored)
         take_logits(result, prepared.logits)
@@ -389,6 +385,7 @@ class Engine:
             prompt_tokens=counters.prompt_tokens,
             generation_tokens=counters.generation_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_pauses=scheduler.num_pauses,
             num_steps=counters.num_steps,
             requests_rejected=self.admission.num_rejected,
             step_native_s=counters.native_s,

@@ -1,8 +1,8 @@
 """`KvAhead`: which KV memory is brought in before it is needed.
 
 On a virtual machine the first use of a page waits until the host has found the memory: up to 12 us (docs/lab.md). An
-idle engine brings in much. One that runs brings in the next blocks of its sequences, a piece a step where one has time
-left: streams that grow by a block in the same step would wait together, 60 ms for eight of them.
+idle engine brings in much. One that runs brings in the next blocks of its sequences, a piece or a few in a step that
+has time left: streams that grow by a block in the same step would wait together, 60 ms for eight of them.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class LLM:
             scheduler=SchedulerConfig(
                 max_num_seqs=max_num_seqs,
                 max_tokens_per_step=max_tokens_per_step,
-                itl_target_s=None,
+                itl_target_s=0.0,
                 max_waiting=1 << 20,
                 max_wait_s=float("inf"),
             ),

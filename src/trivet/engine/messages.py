@@ -127,6 +127,7 @@ class EngineStats(Frozen, frozen=True, tag="stats"):
     prompt_tokens: int
     generation_tokens: int
     num_preemptions: int
+    num_pauses: int  # of running streams, for a long prompt
     num_steps: int
     requests_rejected: int
     step_native_s: float  # sum

@@ -8,8 +8,9 @@ end, the first in order alone gets tokens; the others are put off, and shorter o
 stream that was preempted has begun to talk: it counts as one that ends.
 
 Pauses: the target is one for 99 gaps of 100. Once in 128 steps the streams pause for as many steps as bring a prompt to
-its end, if by the step model that makes a gap of at most ten targets. If it turns out to take a fifth more, or somebody
-of a lower priority number comes, they go on before.
+its end, if by the step model that makes a gap of at most ten targets, or `max_pause_s`. They go on before if it turns
+out to take a fifth more, by what its steps took and the rest is predicted to, or somebody of a lower priority number
+comes.
 
 Memory: a sequence starts when this step is not to put it off and all its blocks fit, with a spare one for each that
 runs. A running sequence that finds no block takes them from the last in order, which waits again, keeps its output, and
@@ -34,8 +35,8 @@ from trivet.engine.step_model import StepModel
 _by_rank = attrgetter("rank")
 _UNENDED_SHARE = 1 / 4  # of what the inter-token target leaves, for a prompt that this step cannot end
 _PAUSE_EVERY = 128  # steps of running streams
-_PAUSE_TARGETS = 10  # inter-token targets that the gap of a pause may last, as it looks at first
-_PAUSE_ENDS = 1.2  # times as much, as it looks later
+_PAUSE_TARGETS = 10  # inter-token targets that the gap of a pause may last, unless `max_pause_s` says otherwise
+_PAUSE_ENDS = 1.2  # times what that leaves for the prompt: if it turns out to take more, the pause ends
 _UNKNOWN_COST_TOKENS = 128  # prompt tokens beside running streams before any prompt has been timed
 _TILE_ROWS = 16  # of the matrix unit: what the target leaves for a prompt that does not end is cut to a multiple
 _LOOK_PAST = 8  # waiting prompts that one step may put off; those behind wait with them
@@ -52,8 +53,10 @@ class Plan:
     num_tokens: int = 0
     num_pairs: int = 0  # of prompts' attention: sum over their new tokens of the context each attends to
     num_context: int = 0  # that decodes attend to
+    predicted_s: float = 0.0
     unended: tuple[int, int, int] | None = None  # rank of the first prompt that gets tokens, but not all
     preempted: list[Sequence] = field(default_factory=list)
+    pause: _Pause | None = None  # that it is part of, unless it is the last one
 
     def leave_out_decodes(self) -> None:
         """Of a plan that has nothing else yet."""
@@ -65,12 +68,12 @@ class Plan:
 
 @dataclass(slots=True)
 class _Pause:
-    """Streams wait until `seq` has computed its first `end` tokens."""
+    """Streams wait until `seq` has computed its first `end` tokens; when it leaves, `end` is 0."""
 
     seq: Sequence
     end: int
-    num_streams: int
-    left_s: float  # until the streams must go on
+    num_streams: int  # when it began
+    left_s: float  # for the rest of the prompt: less what steps are predicted to take, and what they took beyond it
 
 
 class Scheduler:
@@ -88,10 +91,12 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order
         self.waiting: list[Sequence] = []  # in order
         self.num_preemptions = 0
+        self.num_pauses = 0
         self.prefix_queries_tokens = 0
         self.prefix_hits_tokens = 0
         self.is_full = False  # the last step could not start a waiting sequence for lack of blocks
-        self._target_s = config.itl_target_s
+        self._target_s = config.itl_target_s or None
+        self._max_pause_s = config.max_pause_s
         self._since_pause = _PAUSE_EVERY  # steps of running streams
         self._pause: _Pause | None = None
         self._floor = min(block_size, self.max_tokens)
@@ -104,6 +109,8 @@ class Scheduler:
         """Lets a sequence wait for its turn."""
         seq.state = SequenceState.WAITING
         insort(self.waiting, seq, key=_by_rank)
+        if self._pause is not None and seq.rank[0] < self._pause.seq.rank[0]:
+            self._pause = None
 
     def release_held(self, request: OpenRequest) -> None:
         """The prompt of a request with n > 1 is computed: its other sequences may start, with its blocks."""
@@ -125,8 +132,8 @@ class Scheduler:
         return bisect(ordered, seq.rank, key=_by_rank) - 1
 
     def _vacate(self, seq: Sequence) -> None:
-        if self._is_paused_for(seq):
-            self._pause = None
+        if self._pause is not None and self._pause.seq is seq:
+            self._pause.end = 0
         self.slots.unseat(seq)
         self.pool.release(seq.blocks)
         seq.blocks = []
@@ -161,28 +168,43 @@ class Scheduler:
     def schedule(self) -> Plan:
         """The next step; empty only if nothing is waiting, and what is running waits for the step under way."""
         plan = Plan()
-        is_pause = self._continue_pause()
-        behind = self._plan_decodes(plan, leave_out=is_pause)
-        room_s: float | None = 0.0 if is_pause else None
-        if not is_pause and self._target_s is not None and plan.num_decodes and (behind or self.waiting):
+        pause = self._pause
+        is_paused = self._continue_pause()
+        behind = self._plan_decodes(plan, is_paused=is_paused)
+        room_s = None
+        if is_paused or (pause is not None and plan.num_decodes):
+            room_s = 0.0  # the gap is long enough
+        elif self._target_s is not None and plan.num_decodes and (behind or self.waiting):
             room_s = self._target_s - self.model.predict(plan.num_tokens, 0, plan.num_context)
         self._being_computed.clear()
         for seq in behind:
             if plan.num_tokens >= self.max_tokens:
                 break
             room_s = self._plan_chunk(plan, seq, room_s)
-        self.is_full = bool(plan.preempted)
-        if not plan.preempted:
+        if plan.preempted:
+            self.is_full = True
+        else:
             self._start_waiting(plan, room_s)
-        self._since_pause += bool(plan.num_decodes)
-        if self._pause is not None:
-            self._pause.left_s -= self.model.predict(plan.num_tokens, plan.num_pairs, plan.num_context)
+        plan.predicted_s = self.model.predict(plan.num_tokens, plan.num_pairs, plan.num_context)
+        if plan.num_decodes:
+            self._since_pause += 1
+            self._pause = None  # if this was the last step of one
+        elif self._pause is not None:
+            plan.pause = self._pause
+            plan.pause.left_s -= plan.predicted_s
         return plan
 
-    def _plan_decodes(self, plan: Plan, *, leave_out: bool) -> list[Sequence]:
+    def took(self, plan: Plan, seconds: float) -> None:
+        """What a planned step took."""
+        num_prefill = plan.num_tokens - plan.num_decodes
+        self.model.observe(plan.num_tokens, plan.num_pairs, plan.num_context, seconds, num_prefill=num_prefill)
+        if plan.pause is not None:
+            plan.pause.left_s += plan.predicted_s - seconds
+
+    def _plan_decodes(self, plan: Plan, *, is_paused: bool) -> list[Sequence]:
         """Plans one token for each sequence that has one left, preempting for blocks; returns the other sequences.
 
-        `leave_out`: only for the sequence that the others pause for.
+        In a pause they get none.
         """
         running, seqs, size = self.running, plan.seqs, self.block_size
         behind: list[Sequence] = []
@@ -195,7 +217,7 @@ class Scheduler:
             if seq.num_tokens - seq.num_computed != 1:
                 behind.append(seq)
                 continue
-            if leave_out and not self._is_paused_for(seq):
+            if is_paused:
                 continue
             if len(seq.blocks) * size < seq.num_tokens and not self._grow(plan, seq):
                 break  # it was the last in order itself
@@ -218,6 +240,8 @@ class Scheduler:
 
     def _start_waiting(self, plan: Plan, room_s: float | None) -> None:
         """Starts waiting sequences in order while there are slots, tokens, time and blocks."""
+        if not self.waiting:
+            self.is_full = False
         i = 0
         while i < min(len(self.waiting), _LOOK_PAST) and len(self.running) < self.max_running:
             if plan.num_tokens >= self.max_tokens:
@@ -352,16 +376,18 @@ class Scheduler:
         is_first = plan.num_tokens == plan.num_decodes > 0 and not plan.preempted
         if self._target_s is None or self._since_pause < _PAUSE_EVERY or not is_first or not self.model.is_known:
             return False
-        if plan.seqs[0].rank[0] < seq.rank[0] or seq.request.message.return_logits:
+        first = min(seqs[0].rank[0] for seqs in (plan.seqs, self.waiting) if seqs)
+        if first < seq.rank[0] or seq.request.wants_prompt:  # a head for each row is not in the step model
             return False
         if self._chunk(plan, seq, seq.num_computed, room_s) == seq.num_tokens - seq.num_computed:
             return False
-        pause = _Pause(seq, seq.num_tokens, plan.num_decodes, room_s + (_PAUSE_TARGETS - 1) * self._target_s)
-        seconds = self._rest_s(pause)
-        if seconds > pause.left_s:
+        longest_s = _PAUSE_TARGETS * self._target_s if self._max_pause_s is None else self._max_pause_s
+        pause = _Pause(seq, seq.num_tokens, plan.num_decodes, longest_s - (self._target_s - room_s))
+        if self._rest_s(pause) > pause.left_s:
             return False
         pause.left_s *= _PAUSE_ENDS
         self._pause, self._since_pause = pause, 0
+        self.num_pauses += 1
         if self._is_last_step(pause):
             return False
         plan.leave_out_decodes()
@@ -372,8 +398,7 @@ class Scheduler:
         pause = self._pause
         if pause is None:
             return False
-        first = min(seqs[0].rank[0] for seqs in (self.running, self.waiting) if seqs)
-        if pause.seq.num_computed >= pause.end or first < pause.seq.rank[0] or self._rest_s(pause) > pause.left_s:
+        if pause.seq.num_computed >= pause.end or self._rest_s(pause) > pause.left_s:
             self._pause = None
             return False
         return not self._is_last_step(pause)

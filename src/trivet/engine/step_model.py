@@ -4,10 +4,11 @@
 
 `a` is reading the weights, `b` the products, `c` attention of prompts (pairs: sum over their new tokens of the tokens
 they attend to), `d` that of decodes (context: the tokens they attend to), whose keys are read for one token alone. The
-last steps with and without prompt tokens are kept apart, so that a long stretch of pure decoding does not make the
-model forget what a prompt costs, and what is usual for one kind says nothing of the other. The fit is of shares of a
-step's own time: the twentieth by which a prompt's step is off would otherwise outweigh whole tokens, and be taken for
-a disturbance. Short prompts cannot tell pairs from tokens, so `c` is held small until longer ones say otherwise.
+last steps with many prompt tokens and those with few or none are kept apart, so that a long stretch of pure decoding
+does not make the model forget what a prompt costs, and what is usual for one kind says nothing of the other. The fit is
+of shares of a step's own time: the twentieth by which a prompt's step is off would otherwise outweigh whole tokens, and
+be taken for a disturbance. Short prompts cannot tell pairs from tokens, so `c` is held small until longer ones say
+otherwise.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class StepModel:
         return self._per_token * tokens + self._per_pair * pairs
 
     def cautious_cost(self, tokens: int, pairs: int) -> float:
-        """The same, with attention at no less than it usually costs while only much shorter prompts have been seen."""
+        """The same, with attention at no less than it usually costs until tokens with half as many pairs were seen."""
         least = self._per_token * _LEAST_PAIR if pairs > 2 * self._widest * tokens else 0.0
         return self._per_token * tokens + max(self._per_pair, least) * pairs
 
