@@ -237,14 +237,19 @@ struct Step {
   }
 
   // Norms and turns queries and keys, lays the queries out for attention and writes keys and values to their slots.
+  // Few rows are split by heads.
   void write_kv(const LayerWeights& l, size_t layer) const {
-    parallel_rows(num_tokens, 4, [&](Range range, int) {
-      for (size_t r = range.begin; r < range.end;) {
-        const size_t n = run_of(r, range.end);
-        if (n == 1 && r + 1 < range.end) fetch_slots(l, layer, r + 1);
-        write_run(l, layer, r, n);
+    const auto write = [&](Range rows, Range kv_heads) {
+      for (size_t r = rows.begin; r < rows.end;) {
+        const size_t n = run_of(r, rows.end);
+        if (n == 1 && r + 1 < rows.end) fetch_slots(l, layer, r + 1);
+        write_run(l, layer, r, n, kv_heads);
         r += n;
       }
+    };
+    parallel(threads, [&](int t, int n) {
+      if (num_tokens <= 4) return write({0, num_tokens}, share(l.num_kv_heads, t, n));
+      write(share(num_tokens, t, n, is_split_by_rows(num_tokens, n) ? kRowGrain : 1), {0, l.num_kv_heads});
     });
   }
   uint8_t* block_of(const KvView& view, size_t row) const {
@@ -269,7 +274,7 @@ struct Step {
       }
     }
   }
-  void write_run(const LayerWeights& l, size_t layer, size_t first, size_t num) const {
+  void write_run(const LayerWeights& l, size_t layer, size_t first, size_t num, Range of_kv_heads) const {
     const size_t heads = l.num_heads, kv_heads = l.num_kv_heads, p = l.head_dim, pp = l.pp(), group = heads / kv_heads;
     const size_t position = size_t(s.position.get()[first]), block_size = cache.block_size();
     const uint16_t* qkv = s.qkv.get() + first * s.qkv_ld;
@@ -278,13 +283,13 @@ struct Step {
       const size_t at = (position + t) * (p / 2);
       return HeadTurn{qkv + t * s.qkv_ld + h * p, norm_weight, model.norm_eps, l.rope_cos + at, l.rope_sin + at, p};
     };
-    for (size_t h = 0; h < heads; ++h)
+    for (size_t h = of_kv_heads.begin * group; h < of_kv_heads.end * group; ++h)
       for (size_t t = 0; t < num; ++t) {
         uint16_t* q = s.q.get() + ((h / group) * num_tokens * group + (first + t) * group + h % group) * pp;
         k.turn_bf16(head_of(t, h, l.q_norm), q);
         std::memset(q + p, 0, (pp - p) * 2);
       }
-    for (size_t h = 0; h < kv_heads; ++h) {
+    for (size_t h = of_kv_heads.begin; h < of_kv_heads.end; ++h) {
       for (size_t t = 0; t < num; ++t) k.turn(head_of(t, heads + h, l.k_norm), keys + t * kMaxHeadDim);
       const KvView view = cache.view(layer, h);
       k.write_kv({block_of(view, first), block_size, p, pp, position % block_size, num, view.int8, keys, kMaxHeadDim,

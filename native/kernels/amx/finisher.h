@@ -34,6 +34,8 @@ class Finisher {
     if (kInt8) {
       row_scale_ = x_->scales + row;
       for (size_t p = 0; p < 2; ++p) scale_[p] = load(w_->scales + 16 * (panel + p));
+      __builtin_prefetch(w_->scales + 16 * (panel + panels_));
+      __builtin_prefetch(w_->scales + 16 * (panel + panels_ + 1));
     }
   }
   size_t left() const { return left_; }

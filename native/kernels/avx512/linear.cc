@@ -47,6 +47,14 @@ TRIVET_INLINE void finish_block(const Linear& w, const Rows& x, size_t row, size
   }
 }
 
+// What sums begin with; and asks for what the panel P farther on needs beside its codes, a line or two that nothing foresees.
+template <int P>
+TRIVET_INLINE __m512i start_of(const Linear& w, size_t panel) {
+  _mm_prefetch(reinterpret_cast<const char*>(w.colsum + 16 * (panel + P)), _MM_HINT_T0);
+  _mm_prefetch(reinterpret_cast<const char*>(w.scales + 16 * (panel + P)), _MM_HINT_T0);
+  return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(_mm512_loadu_si512(w.colsum + 16 * panel), 7));
+}
+
 template <Into kInto, int R, int P>
 void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Output& out) {
   __m512i acc[R][P];
@@ -54,9 +62,9 @@ void block_i8(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
 #pragma GCC unroll 4
   for (int p = 0; p < P; ++p) {
     codes[p] = reinterpret_cast<const int8_t*>(w.codes) + (panel + p) * w.panel_bytes();
-    const __m512i start = _mm512_slli_epi32(_mm512_loadu_si512(w.colsum + 16 * (panel + p)), 7);
+    const __m512i start = start_of<P>(w, panel + p);
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) acc[r][p] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
+    for (int r = 0; r < R; ++r) acc[r][p] = start;
   }
   const size_t panel_bytes = w.panel_bytes();
   const uint8_t* a = x.at<uint8_t>(row);  // moved up
@@ -86,9 +94,9 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
   for (int p = 0; p < P; ++p) {
     codes[p] = w.codes + (panel + p) * w.panel_bytes();
     multipliers[p] = w.multipliers + (panel + p) * (w.kp / 2);
-    const __m512i start = _mm512_slli_epi32(_mm512_loadu_si512(w.colsum + 16 * (panel + p)), 7);
+    const __m512i start = start_of<P>(w, panel + p);
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) acc[r][p] = _mm512_sub_epi32(_mm512_setzero_si512(), start);
+    for (int r = 0; r < R; ++r) acc[r][p] = start;
   }
   const __m512i low = _mm512_set1_epi8(15);
   const __m512i to_q = _mm512_broadcast_i32x4(_mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7));
@@ -123,6 +131,7 @@ void block_i4(const Linear& w, const Rows& x, size_t row, size_t panel, const Ou
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
       const int8_t* m = multipliers[p] + k / 2;
+      if (k % 128 == 0) _mm_prefetch(reinterpret_cast<const char*>(m + P * (w.kp / 2)), _MM_HINT_T0);
       const __m512i ml = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m)));
       const __m512i mh = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(m + 16)));
 #pragma GCC unroll 4
