@@ -158,7 +158,7 @@ def kv_fills(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
     return min(MAX_FILLS, int(-(-room * values // (tokens * place.kv_bytes_per_token))))
 
 
-BASE_GIB = {"vllm": 6, "trivet": 2}
+BASE_GIB = {"vllm": 6, "trivet": 1}
 
 
 def memory_need(contestant: Contestant, place: Place, work: dict[str, Any]) -> int:
