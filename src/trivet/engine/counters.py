@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from trivet.engine.step_model import MovingRate
@@ -29,8 +31,11 @@ class Counters:
     @property
     def host_s_p99(self) -> float:
         """Seconds between native calls, 99th percentile of the last 1000; 0.0 before there are any."""
-        times = self._host_times[: min(self._num_host_times, _NUM_HOST_TIMES)]
-        return float(np.quantile(times, 0.99, method="higher")) if len(times) else 0.0
+        num = min(self._num_host_times, _NUM_HOST_TIMES)
+        if num == 0:
+            return 0.0
+        at = math.ceil(0.99 * (num - 1))  # np.quantile takes 0.1 ms to say the same
+        return float(np.partition(self._host_times[:num], at)[at])
 
     def sequence_finished(self) -> None:
         self._num_finished += 1

@@ -102,7 +102,7 @@ class CpuRunner:
             "sampled_ids": np.zeros(rows, np.int32),
             "logprobs": np.zeros(rows, np.float32),
             "ranks": np.zeros(rows, np.int32),
-            "top_ids": np.full((rows, width), -1, np.int32),
+            "top_ids": np.full((rows, width), -1, np.int32) if width else np.zeros((rows, 0), np.int32),
             "top_logprobs": np.zeros((rows, width), np.float32),
             **(_score_arrays(scores, int(b.score_num_logprobs.max())) if scores else _NO_SCORES),
             "logits": np.empty((len(b.logits_rows), self._vocab), np.float32),

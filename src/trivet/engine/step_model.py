@@ -14,6 +14,7 @@ otherwise.
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,16 @@ _USUAL_PAIR = 1 / 300  # of a token's share of a prompt's step
 _DOUBT = 0.1  # what a pair that costs so much adds to the squares of what steps are off by
 _SCALES = np.array([1.0, 64.0, 65536.0, 4096.0])  # one unit of each feature, so that the fit is well conditioned
 
+_Sample = tuple[float, float, float, float, float]
+
 
 class StepModel:
     """A robust least-squares fit with coefficients that are never negative."""
 
     def __init__(self) -> None:
-        self._samples = np.zeros((2, _KEPT, 5))  # [no prompt or some, sample, (1, tokens, pairs, context, seconds)]
-        self._num_seen = [0, 0]
+        # of steps with few prompt tokens and with many: (1, tokens, pairs, context, seconds)
+        self._samples: tuple[deque[_Sample], deque[_Sample]] = (deque(maxlen=_KEPT), deque(maxlen=_KEPT))
+        self._num_seen = 0
         self._num_new = self._num_prefill = 0
         self._base = self._per_token = self._per_pair = self._per_context = 0.0
         self._widest = 0.0  # most pairs a token of the samples
@@ -47,15 +51,14 @@ class StepModel:
     def observe(self, tokens: int, pairs: int, context: int, seconds: float, *, num_prefill: int) -> None:
         """A step of `tokens` new tokens, of them `num_prefill` of prompts, `pairs` and `context` took `seconds`."""
         kind = int(num_prefill >= _MANY)
-        row = self._samples[kind, self._num_seen[kind] % _KEPT]
-        row[:] = 1.0, tokens, pairs, context, max(seconds, 1e-6)
-        self._num_seen[kind] += 1
+        self._samples[kind].append((1.0, tokens, pairs, context, max(seconds, 1e-6)))
+        self._num_seen += 1
         self._num_prefill += num_prefill * kind
         self._num_new += _REFIT if kind else 1
 
     def predict(self, tokens: int, pairs: int, context: int) -> float:
         """Seconds that a step with so much work will take."""
-        if self._num_new >= min(_REFIT, 1 + sum(self._num_seen) // 4):
+        if self._num_new >= min(_REFIT, 1 + self._num_seen // 4):
             self._fit()
         return self._base + self.cost(tokens, pairs) + self._per_context * context
 
@@ -79,7 +82,7 @@ class StepModel:
 
     def _fit(self) -> None:
         self._num_new = 0
-        kinds = [self._samples[kind, : min(seen, _KEPT)] for kind, seen in enumerate(self._num_seen)]
+        kinds = [np.array(samples, np.float64).reshape(-1, 5) for samples in self._samples]
         rows = np.concatenate(kinds)
         features = rows[:, :4] / _SCALES / rows[:, 4:]
         is_prompt = np.arange(len(rows)) >= len(kinds[0])
