@@ -30,6 +30,7 @@ NAN, INF = float("nan"), float("inf")
         (SchedulerConfig, "max_wait_s", 0.0, "`scheduler.max_wait_s` is 0, but it must be above 0 seconds"),
         (SchedulerConfig, "itl_target_s", -0.1, "`scheduler.itl_target_s` is -0.1, but it must be 0 or more seconds"),
         (SchedulerConfig, "itl_target_s", INF, "`scheduler.itl_target_s` is inf, but it must be 0 or more seconds"),
+        (SchedulerConfig, "itl_target_s", None, "`scheduler.itl_target_s` is None, but it must be 0 or more seconds"),
         (SchedulerConfig, "max_pause_s", -1.0, "`scheduler.max_pause_s` is -1, but it must be 0 or more seconds"),
     ],
 )

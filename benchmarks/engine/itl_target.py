@@ -10,15 +10,17 @@ times are the same on every machine.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
 
 from benchmarks.engine.step_host_time import NullRunner
+from benchmarks.record import Record, show
 from trivet.config import CacheConfig, SchedulerConfig
 from trivet.engine.engine import Engine
-from trivet.engine.messages import EngineRequest, Tokens
+from trivet.engine.messages import Accepted, EngineRequest, Tokens
 from trivet.engine.sampling_params import SamplingParams
 from trivet.engine.step import StepBatch
 
@@ -55,7 +57,8 @@ def beside_streams(length: int, scheduler: SchedulerConfig) -> tuple[float, list
 
     def add(name: str, prompt: list[int], max_tokens: int) -> None:
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0)
-        engine.submit(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling))
+        answer = engine.submit(EngineRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling))
+        assert isinstance(answer, Accepted), answer
 
     def step() -> set[str]:
         return {event.request_id for event in engine.step() if isinstance(event, Tokens)}
@@ -80,17 +83,31 @@ def beside_streams(length: int, scheduler: SchedulerConfig) -> tuple[float, list
     return first_s - began_s, gaps
 
 
+def measured(length: int, target_s: float, max_pause_s: float | None) -> Record:
+    """What a cell of the table tells; times in ms but for the first token's."""
+    first_s, gaps = beside_streams(length, SchedulerConfig(itl_target_s=target_s, max_pause_s=max_pause_s))
+    return {
+        "bench": "engine.itl_target", "itl_target_s": target_s, "max_pause_s": max_pause_s, "prompt": length,
+        "first_s": first_s, "longest_ms": max(gaps) * 1e3, "median_ms": median(gaps) * 1e3, "num_gaps": len(gaps),
+        "num_long": sum(gap > 1.02 * target_s for gap in gaps) if target_s else 0,
+    }  # fmt: skip
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    args = parser.parse_args()
+    rows = [[measured(length, *setting) for length in LENGTHS] for setting in SETTINGS]
+    if args.json:
+        return show([record for row in rows for record in row], [], as_json=True)
     print("| target | longest pause | " + " | ".join(f"{length:,} tokens" for length in LENGTHS) + " |")
     print("| --- | --- |" + " --- |" * len(LENGTHS))
-    for target_s, max_pause_s in SETTINGS:
+    for (target_s, max_pause_s), row in zip(SETTINGS, rows, strict=True):
         cells = ["off" if target_s == 0 else f"{target_s * 1e3:.0f} ms"]
         cells.append("-" if target_s == 0 else "ten targets" if max_pause_s is None else "none")
-        for length in LENGTHS:
-            first_s, gaps = beside_streams(length, SchedulerConfig(itl_target_s=target_s, max_pause_s=max_pause_s))
-            long = sum(gap > 1.02 * target_s for gap in gaps) if target_s else 0
-            longest, usual = f"{max(gaps) * 1e3:,.0f}", f"{median(gaps) * 1e3:,.0f}"
-            cells.append(f"{first_s:.2f} s, {longest} / {usual} ms, {long} of {len(gaps)}")
+        for cell in row:
+            gaps = f"{cell['longest_ms']:,.0f} / {cell['median_ms']:,.0f} ms, {cell['num_long']} of {cell['num_gaps']}"
+            cells.append(f"{cell['first_s']:.2f} s, {gaps}")
         print("| " + " | ".join(cells) + " |")
 
 

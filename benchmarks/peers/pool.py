@@ -40,9 +40,9 @@ class Pool:
         worker = self._workers.pop(key, None)
         if worker is None:
             self._make_room(need_bytes)
-            self._needs[key] = need_bytes
             worker = start()
         self._workers[key] = worker
+        self._needs[key] = max(need_bytes, self._needs.get(key, 0))
         worker.resume()
         try:
             yield worker

@@ -118,6 +118,7 @@ size_t Executor::scratch_bytes() const {
 namespace {
 
 constexpr size_t kRowGrain = 32;  // rows of one block of tiles
+constexpr size_t kFewRows = 4;    // a barrier costs more than they do
 bool is_split_by_rows(size_t count, int threads) { return count >= 64 * size_t(threads); }
 
 // One step's view of everything; the members below are the operations of the equations.
@@ -170,7 +171,7 @@ struct Step {
   template <class F>
   Rows prepare(size_t count, const Linear& w, F&& row) const {
     timed(Operation::kPrepare, [&] {
-      for_rows(count, 4, [&](size_t r, int t) { prepare_row(row(r, t), w, r); });
+      for_rows(count, kFewRows, [&](size_t r, int t) { prepare_row(row(r, t), w, r); });
     });
     return {count, operand_stride(w), s.operand.get(), s.row_scales.get()};
   }
@@ -240,28 +241,28 @@ struct Step {
   // Few rows are split by heads.
   void write_kv(const LayerWeights& l, size_t layer) const {
     const auto write = [&](Range rows, Range kv_heads) {
-      for (size_t r = rows.begin; r < rows.end;) {
+      for (size_t r = rows.begin; r < rows.end && kv_heads.begin < kv_heads.end;) {
         const size_t n = run_of(r, rows.end);
-        if (n == 1 && r + 1 < rows.end) fetch_slots(l, layer, r + 1);
+        if (n == 1 && r + 1 < rows.end) fetch_slots(l, layer, r + 1, kv_heads);
         write_run(l, layer, r, n, kv_heads);
         r += n;
       }
     };
-    parallel(threads, [&](int t, int n) {
-      if (num_tokens <= 4) return write({0, num_tokens}, share(l.num_kv_heads, t, n));
-      write(share(num_tokens, t, n, is_split_by_rows(num_tokens, n) ? kRowGrain : 1), {0, l.num_kv_heads});
-    });
+    if (num_tokens <= kFewRows && l.num_kv_heads > 1)
+      parallel(threads, [&](int t, int n) { write({0, num_tokens}, share(l.num_kv_heads, t, n)); });
+    else
+      parallel_rows(num_tokens, kFewRows, [&](Range rows, int) { write(rows, {0, l.num_kv_heads}); });
   }
   uint8_t* block_of(const KvView& view, size_t row) const {
     const int32_t* table = in.block_tables + size_t(s.seq.get()[row]) * in.table_width;
     return view.base + size_t(table[size_t(s.position.get()[row]) / view.block_size]) * view.block_stride;
   }
   // Asks for the lines that a token will be written to: a line has a few numbers of its keys, and some of its values.
-  void fetch_slots(const LayerWeights& l, size_t layer, size_t row) const {
+  void fetch_slots(const LayerWeights& l, size_t layer, size_t row, Range kv_heads) const {
     const auto fetch = [](const uint8_t* from, size_t bytes) {
       for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b, 1);
     };
-    for (size_t h = 0; h < l.num_kv_heads; ++h) {
+    for (size_t h = kv_heads.begin; h < kv_heads.end; ++h) {
       const KvView view = cache.view(layer, h);
       const uint8_t* block = block_of(view, row);
       const size_t slot = size_t(s.position.get()[row]) % view.block_size, token = view.pp * (view.int8 ? 1 : 2);
@@ -312,7 +313,7 @@ struct Step {
         s.position.get()[r] = in.context_lens[q] - (in.seq_starts[q + 1] - r);
       }
     s.attention.plan(in, s.position.get());
-    for_rows(num_tokens, 4, [&](size_t r, int) { embed_row(model.embed, in.token_ids[r], s.x.get() + r * s.x_ld); });
+    for_rows(num_tokens, kFewRows, [&](size_t r, int) { embed_row(model.embed, in.token_ids[r], s.x.get() + r * s.x_ld); });
   }
 
   void layer(const LayerWeights& l, size_t index) const {
@@ -369,7 +370,7 @@ struct Step {
     });
     for_logits(in.logits_rows, in.num_logits,
                [&](size_t i, int, const float* logits) { std::memcpy(out.logits + i * vocab, logits, vocab * 4); });
-    for_rows(in.num_hidden, 4, [&](size_t i, int) {
+    for_rows(in.num_hidden, kFewRows, [&](size_t i, int) {
       k.rms_norm(s.x.get() + size_t(in.hidden_rows[i]) * s.x_ld, model.final_norm, model.norm_eps, model.dim,
                  out.hidden + i * model.dim);
     });

@@ -112,6 +112,8 @@ class SchedulerConfig:
         _check_at_least("scheduler.max_tokens_per_step", self.max_tokens_per_step, 1)
         _check_at_least("scheduler.max_waiting", self.max_waiting, 0)
         _check_seconds("scheduler.max_wait_s", self.max_wait_s, endless=True)
+        if self.itl_target_s is None:
+            raise ConfigError("`scheduler.itl_target_s` is None, but it must be 0 or more seconds", hint="0: off")
         _check_seconds("scheduler.itl_target_s", self.itl_target_s, above=False)
         if self.max_pause_s is not None:
             _check_seconds("scheduler.max_pause_s", self.max_pause_s, above=False)

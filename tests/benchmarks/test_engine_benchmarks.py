@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.engine import decode, host_time, prefill, start
+from benchmarks.engine import decode, host_time, itl_target, prefill, start
 from benchmarks.make_checkpoint import SHAPES, make_checkpoint, tensors
 from benchmarks.step_log import Step
 
@@ -141,3 +141,9 @@ def test_table_has_a_row_for_each_record(capsys: pytest.CaptureFixture[str]) -> 
     records: list[record.Record] = [{"value": 12345.6, "unit": "tok/s"}, {"value": 0.12345, "unit": None}]
     record.show(records, ("value", "unit"), as_json=False)
     assert capsys.readouterr().out.splitlines() == [" value   unit", "12,346  tok/s", "0.1235"]
+
+
+def test_a_pause_makes_one_long_gap_and_quarters_none() -> None:
+    paused, in_quarters = (itl_target.measured(2000, 0.2, max_pause_s) for max_pause_s in (None, 0.0))
+    assert (paused["num_long"], in_quarters["num_long"]) == (1, 0)
+    assert paused["first_s"] < 0.8 * in_quarters["first_s"]

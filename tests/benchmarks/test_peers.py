@@ -170,7 +170,7 @@ def test_one_runs_and_the_longest_unused_goes_when_memory_is_short(tmp_path: Pat
             while state(a) != "T" and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert state(a) == "T" and state(b) != "T"
-        with pool.use(("a",), lambda: pytest.fail("it is still there"), need_bytes=201) as again:
+        with pool.use(("a",), lambda: pytest.fail("it is still there"), need_bytes=50) as again:
             assert again is a
         pool._available_bytes = lambda: 100 if b._process.poll() is None else 150
         with pool.use(("c",), lambda: start(tmp_path, "c"), need_bytes=150):

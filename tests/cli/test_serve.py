@@ -20,6 +20,7 @@ import pytest
 
 from trivet.cli.main import main
 from trivet.cli.serve import name_of, read_keys
+from trivet.config import EngineConfig
 from trivet.errors import ConfigError
 
 START_TIMEOUT_S = 60.0  # cold, on a busy machine
@@ -286,3 +287,13 @@ def test_keys_come_from_flags_and_a_file(tmp_path: Path) -> None:
         read_keys([], tmp_path / "nothing")
     with pytest.raises(ConfigError, match="is empty"):
         read_keys([""], None)
+
+
+def test_flags_of_the_scheduler_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[EngineConfig] = []
+    monkeypatch.setattr("trivet.cli.serve.serve", lambda _server, engine, *_, **__: seen.append(engine) or 0)
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--itl-target-s", "0.05", "--max-pause-s", "1.5", "--max-tokens-per-step", "256"])
+    assert ended.value.code == 0
+    scheduler = seen[0].scheduler
+    assert (scheduler.itl_target_s, scheduler.max_pause_s, scheduler.max_tokens_per_step) == (0.05, 1.5, 256)

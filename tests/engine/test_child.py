@@ -260,6 +260,17 @@ def test_requests_that_wait_for_a_slow_restart_are_refused_after_hold_s(listener
     client.close()
 
 
+def test_who_comes_while_a_death_is_told_waits_for_the_next_engine(listener, monkeypatch):
+    client = start()
+    client.set_listener(listener)
+    client.wait_ready(20)
+    monkeypatch.setattr("trivet.engine.child.log.error", lambda *_: client.submit(request("a")))
+    os.kill(client.pid, signal.SIGKILL)
+    listener.wait_finished("a")
+    assert listener.failed("a") is None
+    client.close()
+
+
 def test_a_model_that_cannot_be_loaded_is_a_named_error_and_not_tried_again(listener):
     client = start("broken")
     client.set_listener(listener)

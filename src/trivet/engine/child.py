@@ -229,7 +229,12 @@ class ChildProcessClient:
 
     def _mourn(self, reason: TrivetError, quick_deaths: int, delay_s: float | None) -> None:
         """Tells everybody, and says when the next one comes."""
+        told = f"{reason.message} while this request was open"
+        error: TrivetError = EngineDied(told, hint="send it again")
+        if delay_s is None:
+            error = EngineGone(told, hint="the engine is not started again: see the log, then restart Trivet")
         with self._changed:
+            failed = self._open.fail_all(error)  # not whoever comes once the state says that requests are held
             self._process = None
             self._stats = None  # of the dead
             self._held = []
@@ -243,11 +248,8 @@ class ChildProcessClient:
             self._changed.notify_all()
         if self._info is not None:  # a first start that fails is told by `wait_ready`
             log.error("%s%s", reason.message, f"; starting again in {delay_s:g} s" if delay_s is not None else "")
-        told = f"{reason.message} while this request was open"
-        if delay_s is None:
-            self._fail_open(EngineGone(told, hint="the engine is not started again: see the log, then restart Trivet"))
-        else:
-            self._fail_open(EngineDied(told, hint="send it again"))
+        if failed:
+            self._events.put(list(failed))
 
     def _last_words(self, reason: TrivetError, quick_deaths: int) -> TrivetError:
         if self._info is None or isinstance(reason, EngineGone):

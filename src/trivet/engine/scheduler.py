@@ -68,12 +68,15 @@ class Plan:
 
 @dataclass(slots=True)
 class _Pause:
-    """Streams wait until `seq` has computed its first `end` tokens; when it leaves, `end` is 0."""
+    """Streams wait until `seq` has computed its first `end` tokens."""
 
     seq: Sequence
     end: int
     num_streams: int  # when it began
     left_s: float  # for the rest of the prompt: less what steps are predicted to take, and what they took beyond it
+    predicted_s: float = 0.0  # of its steps that have ended
+    took_s: float = 0.0
+    has_left: bool = False  # `seq` ended, was cancelled or gave its blocks up
 
 
 class Scheduler:
@@ -110,7 +113,7 @@ class Scheduler:
         seq.state = SequenceState.WAITING
         insort(self.waiting, seq, key=_by_rank)
         if self._pause is not None and seq.rank[0] < self._pause.seq.rank[0]:
-            self._pause = None
+            self._pause = None  # and what the target leaves is this one's
 
     def release_held(self, request: OpenRequest) -> None:
         """The prompt of a request with n > 1 is computed: its other sequences may start, with its blocks."""
@@ -125,6 +128,7 @@ class Scheduler:
             del self.running[self._position(self.running, seq)]
         elif seq.state is SequenceState.WAITING:
             del self.waiting[self._position(self.waiting, seq)]
+            self.is_full = False  # unless the next step finds that it is
         seq.state = SequenceState.DONE
 
     @staticmethod
@@ -133,7 +137,7 @@ class Scheduler:
 
     def _vacate(self, seq: Sequence) -> None:
         if self._pause is not None and self._pause.seq is seq:
-            self._pause.end = 0
+            self._pause.has_left = True
         self.slots.unseat(seq)
         self.pool.release(seq.blocks)
         seq.blocks = []
@@ -200,6 +204,8 @@ class Scheduler:
         self.model.observe(plan.num_tokens, plan.num_pairs, plan.num_context, seconds, num_prefill=num_prefill)
         if plan.pause is not None:
             plan.pause.left_s += plan.predicted_s - seconds
+            plan.pause.predicted_s += plan.predicted_s
+            plan.pause.took_s += seconds
 
     def _plan_decodes(self, plan: Plan, *, is_paused: bool) -> list[Sequence]:
         """Plans one token for each sequence that has one left, preempting for blocks; returns the other sequences.
@@ -398,7 +404,7 @@ class Scheduler:
         pause = self._pause
         if pause is None:
             return False
-        if pause.seq.num_computed >= pause.end or self._rest_s(pause) > pause.left_s:
+        if pause.has_left or pause.seq.num_computed >= pause.end or self._rest_s(pause) > pause.left_s:
             self._pause = None
             return False
         return not self._is_last_step(pause)
@@ -411,12 +417,13 @@ class Scheduler:
         return pause.end - pause.seq.num_computed + pause.num_streams <= self.max_tokens
 
     def _rest_s(self, pause: _Pause) -> float:
-        """Seconds by which what is left of the prompt puts the streams' next token off."""
+        """Seconds by which the rest of the prompt puts the streams' next token off, at the pace of its last steps."""
         done = pause.seq.num_computed
         left = pause.end - done
         steps = max(0, -(-(left + pause.num_streams) // self.max_tokens) - 1)  # without the streams
         pairs = left * done + left * (left + 1) // 2
-        return steps * self.model.predict(0, 0, 0) + self.model.cautious_cost(left, pairs)
+        pace = max(1.0, pause.took_s / pause.predicted_s) if pause.predicted_s > 0 else 1.0
+        return pace * (steps * self.model.predict(0, 0, 0) + self.model.cautious_cost(left, pairs))
 
     # --- after the step -------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "vllm:prefix_cache_queries": ("tokens looked up in the prefix tree", lambda s: s.prefix_queries_tokens),
     "vllm:prefix_cache_hits": ("tokens found in the prefix tree", lambda s: s.prefix_hits_tokens),
     "vllm:num_preemptions": ("sequences that lost their blocks and are recomputed", lambda s: s.num_preemptions),
-    "trivet:pauses": ("times that streams paused until a long prompt had come in", lambda s: s.num_pauses),
+    "trivet:pauses": ("pauses of running streams for a long prompt", lambda s: s.num_pauses),
     "trivet:steps": ("transformer steps", lambda s: s.num_steps),
     "trivet:step_native_seconds": ("time inside native steps", lambda s: s.step_native_s),
     "trivet:step_host_seconds": ("time between native steps while there was work", lambda s: s.step_host_s),
