@@ -118,7 +118,7 @@ size_t Executor::scratch_bytes() const {
 namespace {
 
 constexpr size_t kRowGrain = 32;  // rows of one block of tiles
-constexpr size_t kFewRows = 4;    // a barrier costs more than they do
+constexpr size_t kFewRows = 4;    // of which each operation on rows takes less than a barrier, all but that on every head
 bool is_split_by_rows(size_t count, int threads) { return count >= 64 * size_t(threads); }
 
 // One step's view of everything; the members below are the operations of the equations.

@@ -1,7 +1,7 @@
 // How weights that each are used once come from memory in time.
 //
-// Into L1 on Intel's cores, 2 KiB ahead. On AMD's (Zen 4) that ends at 15 GB/s a core, as if L1 had 24 lines under way at most; there they
-// are asked for farther ahead and into L2, 1.2 to 1.7 times as fast (docs/lab.md).
+// Into L1 on Intel's cores, 2 KiB ahead. On AMD's (Zen 4) that ends at 15 GB/s a core, as if L1 had 24 lines under way at
+// most; there they are asked for farther ahead and into L2, 1.2 to 1.7 times as fast (docs/lab.md).
 #pragma once
 
 #include <immintrin.h>
